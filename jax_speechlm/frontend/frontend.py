@@ -12,28 +12,38 @@ from jax_speechlm.core.segments import Lengths
 from jax_speechlm.frontend.augment import Augment, augment_audio, spec_augment
 from jax_speechlm.frontend.logmel import LogMel, log_mel
 from jax_speechlm.frontend.synthesis_mel import SynthesisMel, synthesis_mel
+from jax_speechlm.frontend.whisper_mel import WhisperMel, whisper_mel
 from jax_speechlm.parallel import sequence
 
-AnyMel: TypeAlias = LogMel | SynthesisMel
-"""Settings of features: normalised, for models that recognise speech, or for models that synthesise it."""
+AnyMel: TypeAlias = LogMel | SynthesisMel | WhisperMel
+"""Settings of features: normalised, for models that recognise speech; for models that synthesise it; or Whisper's."""
+
+_TAGS = {
+    mel.model_fields["variant"].default: tag for mel, tag in ((SynthesisMel, "synthesis"), (WhisperMel, "whisper"))
+}
 
 
 def _class_of(mel: Any) -> str:
     """Returns the tag of the class of settings, by their variant; earlier versions had `LogMel` only."""
     variant = mel.get("variant") if isinstance(mel, dict) else getattr(mel, "variant", None)
-    return "synthesis" if variant == SynthesisMel.model_fields["variant"].default else "log"
+    return _TAGS.get(variant, "log")
+
+
+_COMPUTE = {LogMel: log_mel, SynthesisMel: synthesis_mel, WhisperMel: whisper_mel}
 
 
 class FrontEnd(Config):
     """Settings of the front end.
 
     Attributes:
-      mel: log-mel features, or mel spectrograms for synthesis (`variant` "speecht5").
+      mel: log-mel features, mel spectrograms for synthesis (`variant` "speecht5"), or Whisper's (`variant` "whisper").
       augment: augmentation in training; none by default. Spectrograms for synthesis are not masked.
     """
 
     mel: Annotated[
-        Annotated[LogMel, pydantic.Tag("log")] | Annotated[SynthesisMel, pydantic.Tag("synthesis")],
+        Annotated[LogMel, pydantic.Tag("log")]
+        | Annotated[SynthesisMel, pydantic.Tag("synthesis")]
+        | Annotated[WhisperMel, pydantic.Tag("whisper")],
         pydantic.Discriminator(_class_of),
     ] = LogMel()
     augment: Augment = Augment()
@@ -71,8 +81,7 @@ def features(
         wave_key, spec_key = jax.random.split(key)
         keys = example_keys(wave_key, batch["example_id"])
         audio, lengths = augment_audio(audio, lengths, keys, config.augment, batch.get("noise"), mel.sample_rate)
-    compute = synthesis_mel if isinstance(mel, SynthesisMel) else log_mel
-    x_BxTxF, lengths = compute(audio, lengths, mel)
+    x_BxTxF, lengths = _COMPUTE[type(mel)](audio, lengths, mel)
     x_BxTxF = sequence.pad_time(x_BxTxF)
     if key is None or isinstance(mel, SynthesisMel):
         return x_BxTxF, lengths

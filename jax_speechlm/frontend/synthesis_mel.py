@@ -8,7 +8,6 @@ import functools
 import math
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pydantic
@@ -17,7 +16,8 @@ from jaxtyping import Array, Float, Float32, Int16
 from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.segments import Lengths, Segments, at_rate
-from jax_speechlm.frontend.logmel import coarse_and_fine, mel_filters
+from jax_speechlm.frontend import spectrum
+from jax_speechlm.frontend.logmel import mel_filters
 from jax_speechlm.nn import stft
 from jax_speechlm.nn.layers import Count
 
@@ -123,7 +123,7 @@ def synthesis_mel(
     if lengths is None:
         audio = stft.reflect(audio.astype(jnp.float32), reach)
         return _mel(audio, num_frames, config), jnp.full(num_rows, num_frames, jnp.int32)
-    mel = _mel(_reflected(audio, Segments.of(lengths), reach), num_frames, config)
+    mel = _mel(spectrum.reflected(audio, Segments.of(lengths), reach), num_frames, config)
     frames = at_rate(lengths, config.hop, config.num_frames)
     return jnp.where(Segments.of(frames).mask(num_frames)[..., None], mel, 0), frames
 
@@ -132,57 +132,15 @@ def _mel(
     audio: Float[Array, "batch padded"], num_frames: int, config: SynthesisMel
 ) -> Float32[Array, "batch time bins"]:
     """Returns the spectrograms of rows that half a window has been added to on each side."""
-    # A window is symmetric about its middle, and an amplitude does not depend on where time 0 is. Put there, the sums
-    # of samples at equal distances have all of the real part and the differences all of the imaginary part.
-    after = stft.frame(audio[:, config.window // 2 :], config.window // 2, config.hop, num_frames)
-    before = stft.frame(audio[:, 1:], config.window // 2, config.hop, num_frames)[..., ::-1]
-    middle = after[..., :1]
-    before = before[..., 1:]
-    even = jnp.concatenate([middle, after[..., 1:] + before], axis=-1)
-    odd = jnp.concatenate([jnp.zeros_like(middle), after[..., 1:] - before], axis=-1)
-    cosines, sines, filters = _matrices(config)
-    # Samples and spectra need more bits than bfloat16 products, the default of accelerators, keep.
-    product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
-
-    def transform(samples: Array, matrix: np.ndarray) -> Array:
-        coarse, fine = jnp.split(product(jnp.diff(samples, prepend=0), matrix), 2, axis=-1)
-        return coarse + fine
-
-    power = jnp.square(transform(even, cosines)) + jnp.square(transform(odd, sines))
-    mel = product(jnp.sqrt(jnp.maximum(power, _SMALLEST_POWER)), filters)
+    *matrices, filters = _matrices(config)
+    power = spectrum.power(audio, num_frames, config.hop, tuple(matrices))
+    mel = spectrum.product(jnp.sqrt(jnp.maximum(power, _SMALLEST_POWER)), filters)
     return jnp.log10(jnp.maximum(mel, config.floor))
-
-
-def _reflected(
-    audio: Float[Array, "batch samples"] | Int16[Array, "batch samples"], segments: Segments, reach: int
-) -> Float32[Array, "batch padded"]:
-    """Returns rows with `reach` more samples on each side, where every utterance is reflected at its ends.
-
-    Utterances shorter than that are reflected several times, as `numpy.pad(mode="reflect")` does.
-    """
-    length, start = segments.length[:, None], segments.start[:, None]
-    at = jnp.arange(-reach, audio.shape[1] + reach, dtype=jnp.int32)[:, None] - start
-    period = jnp.maximum(2 * (length - 1), 1)
-    place = at % period
-    place = start + jnp.where(place < length, place, period - place)
-    belongs = (at >= -reach) & (at < length + reach) & (length > 0)
-    source = jnp.sum(jnp.where(belongs, place, 0), axis=2)
-    samples = jnp.take_along_axis(audio, source, axis=1).astype(jnp.float32)
-    return jnp.where(jnp.any(belongs, axis=2), samples, 0)
 
 
 @functools.cache
 def _matrices(config: SynthesisMel) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns both halves of the DFT [window / 2, 2 x frequencies] and the mel filters, of used frequencies.
-
-    They map samples on the int16 scale to amplitudes of samples in [-1, 1), with the precision of `logmel`: of the
-    differences of samples, by coarse values and a remainder.
-    """
+    """Returns both halves of the DFT (`spectrum.half_dfts`) and the mel filters, of used frequencies."""
     filters = config.filters()
     used = np.flatnonzero(filters.any(axis=1))
-    sample = np.arange(config.window // 2)
-    angle = 2 * np.pi * (np.outer(sample, used) % config.n_fft) / config.n_fft
-    window = stft.hann(config.window)[config.window // 2 :, None] / 2**15
-    # A sample is the sum of all differences up to it.
-    parts = [np.cumsum((part * window)[::-1], axis=0)[::-1] for part in (np.cos(angle), np.sin(angle))]
-    return *(coarse_and_fine(part, _COARSE_BITS) for part in parts), filters[used].astype(np.float32)
+    return *spectrum.half_dfts(config.window, config.n_fft, used, _COARSE_BITS), filters[used].astype(np.float32)

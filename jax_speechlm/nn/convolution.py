@@ -21,6 +21,7 @@ class Convolution(Linear):
 
     Args:
       axes: logical names of the input's and the output's width.
+      stride: frames from one output to the next; utterances start at multiples of it.
       Others as of `Linear`.
     """
 
@@ -31,6 +32,7 @@ class Convolution(Linear):
         taps: int,
         axes: Sequence[str | None],
         *,
+        stride: int = 1,
         bias: bool = True,
         bias_scale: float = 0.0,
         gain: float = 1.0,
@@ -40,18 +42,19 @@ class Convolution(Linear):
             raise ValueError(f"a centred convolution has an odd number of taps, not {taps}")
         settings = {"bias": bias, "bias_scale": bias_scale, "gain": gain}
         super().__init__((taps, dim_in), (dim_out,), (None, *axes), **settings, rngs=rngs)
-        self.taps = taps
+        self.taps, self.stride = taps, stride
 
-    def __call__(self, x: Float[Array, "batch time in"], segments: Segments) -> Float[Array, "batch time out"]:
-        """Returns one output a frame; values at padding are arbitrary."""
+    def __call__(self, x: Float[Array, "batch time in"], segments: Segments) -> Float[Array, "batch outputs out"]:
+        """Returns one output for every `stride` frames, rounded up; values at padding are arbitrary."""
         num_frames = x.shape[1]
         x = jnp.where(segments.mask(num_frames)[..., None], x, 0)
         if self.taps == 1:
-            return super().__call__(x[:, :, None])
+            return super().__call__(x[:, :: self.stride, None])
         x, reach = sequence.pad_time(x), self.taps // 2
         rows = x if segments.num == 1 else (x, segments.segment(x.shape[1]))
         views = sequence.with_context(lambda rows: _windows(rows, reach), rows, past=reach, future=reach)
-        return super().__call__(views[:, :num_frames].reshape(*x.shape[:1], num_frames, self.taps, -1))
+        views = views[:, : num_frames : self.stride]
+        return super().__call__(views.reshape(*views.shape[:2], self.taps, -1))
 
 
 def _windows(rows: Array | tuple[Array, Array], reach: int) -> Float[Array, "batch time values"]:

@@ -14,7 +14,7 @@ from jax_speechlm.core.batch import Batch, example_keys
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.segments import Lengths
 from jax_speechlm.frontend.frontend import AnyMel, FrontEnd
-from jax_speechlm.frontend.logmel import LogMel
+from jax_speechlm.frontend.synthesis_mel import SynthesisMel
 from jax_speechlm.models.encoders import EncoderConfig, forward_flops
 from jax_speechlm.nn import functional
 
@@ -215,7 +215,7 @@ def frame_grid(model: Config, mel: AnyMel) -> str:
 
 def check_features(model: Config, mel: AnyMel) -> None:
     """Raises ValueError unless the front end's features fit the speech encoder."""
-    if not isinstance(mel, LogMel):
+    if isinstance(mel, SynthesisMel):
         raise ValueError(
             f"a speech encoder takes normalised log-mel features, and frontend.mel ({mel.variant}) has those of "
             "synthesis: choose a recipe whose frontend.mel is a LogMel"
@@ -229,4 +229,10 @@ def check_features(model: Config, mel: AnyMel) -> None:
         raise ValueError(
             f"the front end gives {mel.input_dim} features, model.input_dim is {model.input_dim}; set "
             f"--model.input_dim {mel.input_dim}"
+        )
+    window, most = getattr(mel, "window_seconds", None), getattr(model, "max_frames", None)
+    if window and most and (frames := model.num_frames(mel.num_frames(1))) > most:
+        raise ValueError(
+            f"the front end gives windows of {window} s, {frames} frames, and the encoder has positions for {most}: "
+            f"set --frontend.mel.window_seconds to at most {window * most // frames}"
         )

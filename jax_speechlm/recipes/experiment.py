@@ -9,12 +9,14 @@ from jax_speechlm.core.config import Config
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models.codec.wav_tokenizer import WavTokenizerConfig
 from jax_speechlm.models.conformer import ConformerConfig
+from jax_speechlm.models.encoder_decoder import EncoderDecoderConfig
 from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.models.tts.fastspeech2 import FastSpeech2Config
 from jax_speechlm.models.tts.tacotron import TacotronConfig
 from jax_speechlm.models.vocoders.vocoders import VocoderModel
+from jax_speechlm.models.whisper import WhisperEncoderConfig
 from jax_speechlm.optim.optimizers import Optimizer
 from jax_speechlm.parallel.mesh import MeshShape
 from jax_speechlm.tasks import TASKS
@@ -25,8 +27,10 @@ Objective = Annotated[Union[tuple(task.objective for task in TASKS.values())], p
 Model = Annotated[
     ConformerConfig
     | FastConformerConfig
+    | WhisperEncoderConfig
     | TransformerConfig
     | SpeechLMConfig
+    | EncoderDecoderConfig
     | FastSpeech2Config
     | TacotronConfig
     | VocoderModel

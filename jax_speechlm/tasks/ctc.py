@@ -2,6 +2,7 @@
 
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.fast_conformer import FastConformerConfig
+from jax_speechlm.models.whisper import WhisperEncoderConfig
 from jax_speechlm.objectives.asr.ctc import CTC
 from jax_speechlm.tasks.base import Task
 from jax_speechlm.tasks.inputs import AUDIO, TRANSCRIPT
@@ -9,7 +10,7 @@ from jax_speechlm.tasks.inputs import AUDIO, TRANSCRIPT
 TASK = Task(
     name="ctc",
     objective=CTC,
-    models=(ConformerConfig, FastConformerConfig),
+    models=(ConformerConfig, FastConformerConfig, WhisperEncoderConfig),
     inputs={"speech": (AUDIO, TRANSCRIPT)},
     predictor="jax_speechlm.inference.asr.ctc:Recognizer",
     abilities=("transcribe", "embed"),

@@ -16,10 +16,10 @@ from jax_speechlm.objectives.base import ObjectiveConfig
 from jax_speechlm.recipes.experiment import InitFrom
 from jax_speechlm.training.runs import LoadedRun
 
-SHARED = ("encoder", "transformer")
+SHARED = ("encoder", "transformer", "decoder")
 """The parameter groups that models share."""
 
-PER_TOKEN = ("transformer/embedding", "transformer/untied", "transformer/prediction/bias")
+PER_TOKEN = ("transformer/embedding", "transformer/untied", "transformer/prediction/bias", "decoder/embedding")
 """The parameters with a row per vocabulary id."""
 
 
@@ -45,7 +45,7 @@ def take_over(
         groups = [(name, name) for name in SHARED if name in params and name in loaded]
         if not groups:
             raise CheckpointError(
-                f"{path}: neither encoder nor transformer is both there ({', '.join(sorted(loaded))}) and in this "
+                f"{path}: none of {', '.join(SHARED)} is both there ({', '.join(sorted(loaded))}) and in this "
                 f"model ({', '.join(sorted(params))}): name what to take over in init_from.groups"
             )
     else:
@@ -53,9 +53,12 @@ def take_over(
         named = [group.partition("=") for group in start.groups or params]
         groups = [(group, source or group) for group, _, source in named]
     takes_transformer = ("transformer", "transformer") in groups
-    if takes_transformer and run.tokenizer and tokenizer and run.tokenizer.fingerprint != tokenizer.fingerprint:
+    takes_decoder = ("decoder", "decoder") in groups and "embedding" in params.get("decoder", {})
+    differs = run.tokenizer and tokenizer and run.tokenizer.fingerprint != tokenizer.fingerprint
+    if (takes_transformer or takes_decoder) and differs:
+        group = "transformer" if takes_transformer else "decoder"
         raise CheckpointError(
-            f"{path}: its transformer was trained with another tokenizer: set --data.tokenizer {start.checkpoint}"
+            f"{path}: its {group} was trained with another tokenizer: set --data.tokenizer {start.checkpoint}"
         )
     if run.units != units and any(group.partition("/")[0] == "units" for group, _ in groups):
         raise CheckpointError(

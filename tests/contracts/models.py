@@ -17,6 +17,7 @@ from jax_speechlm.models.codec.decoder import Decoder as CodecDecoder
 from jax_speechlm.models.codec.encoder import Encoder as SeanetEncoder
 from jax_speechlm.models.codec.wav_tokenizer import WavTokenizer, WavTokenizerConfig
 from jax_speechlm.models.conformer import frames_of
+from jax_speechlm.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from jax_speechlm.models.encoders import EncoderConfig, make_encoder
 from jax_speechlm.models.speech_lm import SpeechLMConfig, SpeechTransformer
 from jax_speechlm.models.transformer import Transformer
@@ -30,8 +31,11 @@ from jax_speechlm.models.vocoders.hifigan import HifiGan, HifiGanConfig
 from jax_speechlm.models.vocoders.sample_distributions import MuLaw
 from jax_speechlm.models.vocoders.vocos import Vocos, VocosConfig
 from jax_speechlm.models.vocoders.wavenet import WaveNet, WaveNetConfig
+from jax_speechlm.models.whisper import WhisperEncoderConfig
 from jax_speechlm.models.xvector import XVector, XVectorConfig
 from jax_speechlm.nn import functional
+from jax_speechlm.nn.layers import FrameKeys
+from jax_speechlm.nn.lora import LoRA
 from tests.contracts import objectives
 
 WIDTH, VOCAB = 8, 24
@@ -133,7 +137,28 @@ def _encoder(config: EncoderConfig, longest: int) -> Toy:
     def pack(module, x, segments, keys):
         return call(module, x, segments, keys), frames_of(config, segments)
 
-    return Toy(make, call, config.num_frames, config.input_dim, longest, pack, config.subsampling)
+    fixed = ("['position']",) if isinstance(config, WhisperEncoderConfig) else ()  # not trained
+    return Toy(make, call, config.num_frames, config.input_dim, longest, pack, config.subsampling, fixed)
+
+
+def _encoder_decoder(config: EncoderDecoderConfig) -> Toy:
+    """Features to the logits of a text of five tokens, the same for every utterance."""
+
+    def call(module, x, length, keys):
+        return pack(module, x, Segments.of(length), keys[:, None])[0]
+
+    def pack(module, x, segments, keys):
+        texts = Segments.one_after_another(5 * (segments.length > 0))
+        num = 5 * segments.num
+        source = module.read_speech(x, segments, keys=keys)
+        position = texts.position(num)
+        tokens = (1 + position, texts.segment(num), position)
+        logits = module.decoder.logits(module.decoder(*tokens, source, FrameKeys(keys, texts)))
+        return jnp.where(texts.mask(num)[..., None], logits, 0), texts
+
+    settings = {"longest": 30, "pack": pack, "multiple": config.subsampling, "unreached": ("['position']",)}
+    make = functools.partial(EncoderDecoder, config, VOCAB)
+    return Toy(lambda rngs: make(rngs=rngs), call, lambda length: 5 * (length > 0), config.input_dim, **settings)
 
 
 def _transformer(config: TransformerConfig) -> Toy:
@@ -364,10 +389,12 @@ def _wavenet(config: WaveNetConfig) -> Toy:
     return Toy(make, call, lambda frames: frames * config.hop, config.input_dim, unreached=unreached)
 
 
-CONFORMER, FAST_CONFORMER, *_ = objectives.MODELS.values()
+CONFORMER, FAST_CONFORMER, WHISPER, *_ = objectives.MODELS.values()
 TOYS = CODECS | {
     "conformer": _encoder(CONFORMER.replace(left_max=6, right_max=3, dropout=0.2), 24),
     "fast_conformer": _encoder(FAST_CONFORMER.replace(dropout=0.2), 72),
+    "whisper": _encoder(WHISPER.replace(dropout=0.2), 30),
+    "encoder_decoder": _encoder_decoder(objectives.AED_MODEL.replace(lora=LoRA())),
     "transformer, causal": _transformer(objectives.CAUSAL),
     "transformer, both ways": _transformer(objectives.BOTH_WAYS),
     "transformer, learnt positions": _transformer(objectives.BERT),

@@ -15,6 +15,7 @@ from jax_speechlm.core.config import Config
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models.codec.wav_tokenizer import WavTokenizerConfig
 from jax_speechlm.models.conformer import ConformerConfig
+from jax_speechlm.models.encoder_decoder import EncoderDecoderConfig
 from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.models.transducer import StatelessPredictorConfig, TransducerConfig
@@ -25,6 +26,7 @@ from jax_speechlm.models.vocoders.hifigan import HifiGanConfig
 from jax_speechlm.models.vocoders.sample_distributions import MuLaw
 from jax_speechlm.models.vocoders.vocos import VocosConfig
 from jax_speechlm.models.vocoders.wavenet import WaveNetConfig
+from jax_speechlm.models.whisper import WhisperEncoderConfig
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.lora import LoRA
 from jax_speechlm.objectives.asr.ctc import CTC
@@ -62,9 +64,12 @@ BERT = BOTH_WAYS.replace(
 )
 SPEECH_LM = tiny.MODELS["speech_lm"].replace(lora=LoRA(rank=2, targets=("transformer/layers", "encoder/layers")))
 SPEECH_LM = SPEECH_LM.replace(transformer=SPEECH_LM.transformer.replace(dropout=0.1))
+AED_MODEL = tiny.MODELS["aed"].replace(lora=LoRA(rank=2, targets=("decoder/layers/source", "encoder/layers")))
 MODELS = {
     ConformerConfig: tiny.MODEL.replace(attention_dropout=0.1, chunk_lengths=(4,)),
     FastConformerConfig: tiny.FAST.replace(attention_dropout=0.1),
+    WhisperEncoderConfig: tiny.WHISPER,
+    EncoderDecoderConfig: AED_MODEL,
     TransformerConfig: CAUSAL,
     SpeechLMConfig: SPEECH_LM,
     VocosConfig: tiny.MODELS["vocoder"],
@@ -117,6 +122,7 @@ class Toy:
     def frontend(self) -> FrontEnd:
         names = {"fast_conformer": "fast_conformer", "fastspeech2": "tts", "tacotron": "tts", "wav_tokenizer": "codec"}
         names |= dict.fromkeys(("vocos", "hifigan", "wavenet"), "vocoder")
+        names |= dict.fromkeys(("encoder_decoder", "whisper_encoder"), "aed")
         name = names.get(self.model.kind, "ctc")
         return tiny.experiment(name).frontend
 
@@ -319,11 +325,14 @@ def toys() -> Iterator[tuple[str, Toy]]:
 
 TOYS = dict(toys())
 UNTOUCHED = {
+    "aed encoder_decoder": ("encoder/position",),
+    "ctc whisper_encoder": ("encoder/position",),
     "classification transformer": ("transformer/prediction/bias",),
     "joint speech": ("text", "head"),
     "joint text": ("codes", "head", "encoder/input", "encoder/input_norm"),
 }
-"""Parameters that the loss does not use: of vocabulary logits, and of a mixture's other streams."""
+"""Parameters that the loss does not use, or does not train: of vocabulary logits, of a mixture's other streams, and
+sinusoids."""
 
 
 def only_rows(packed: Batch, rows: list[int]) -> Batch:

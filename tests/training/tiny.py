@@ -16,9 +16,12 @@ from jax_speechlm.frontend.augment import Augment
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.frontend.synthesis_mel import SynthesisMel
+from jax_speechlm.frontend.whisper_mel import WhisperMel
 from jax_speechlm.models.adapter import Stacking
+from jax_speechlm.models.attention_decoder import AttentionDecoderConfig
 from jax_speechlm.models.codec.wav_tokenizer import WavTokenizerConfig
 from jax_speechlm.models.conformer import ConformerConfig
+from jax_speechlm.models.encoder_decoder import EncoderDecoderConfig
 from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.models.transducer import TransducerConfig
@@ -28,7 +31,9 @@ from jax_speechlm.models.tts.fastspeech2 import FastSpeech2Config, Layers, Postn
 from jax_speechlm.models.tts.tacotron import TacotronConfig
 from jax_speechlm.models.vocoders.discriminators import DiscriminatorConfig
 from jax_speechlm.models.vocoders.vocos import VocosConfig
+from jax_speechlm.models.whisper import WhisperEncoderConfig
 from jax_speechlm.models.xvector import XVectorConfig
+from jax_speechlm.objectives.asr.aed import AED
 from jax_speechlm.objectives.asr.ctc import CTC
 from jax_speechlm.objectives.asr.transducer import Transducer
 from jax_speechlm.objectives.distillation import Distillation, Teacher
@@ -56,7 +61,9 @@ LETTERS = "abc "
 MEL = LogMel(num_mel_bins=20, stack=2)
 MODEL = ConformerConfig(input_dim=MEL.input_dim, dim=16, num_layers=2, num_heads=8, kernel_size=7)
 FAST = FastConformerConfig(input_dim=16, dim=16, num_layers=2, num_heads=8, kernel_size=7, channels=4)
+WHISPER = WhisperEncoderConfig(input_dim=16, dim=16, num_layers=2, num_heads=4, ffn_dim=24, max_frames=50, dropout=0.1)
 OBJECTIVES = {
+    "aed": AED(),
     "ctc": CTC(),
     "fast_conformer": CTC(),
     "transducer": Transducer(durations=(0, 1, 2), network=TransducerConfig(dim=8)),
@@ -103,12 +110,17 @@ OBJECTIVES["codec"] = Codec(
 )
 SYNTHESIS_MEL = SynthesisMel(hop=64, window=256, num_mel_bins=16)
 MELS = {
+    "aed": WhisperMel(num_mel_bins=16, window_seconds=1),
     "fast_conformer": LogMel(variant="nemo", num_mel_bins=16, stack=1),
     "vocoder": SYNTHESIS_MEL,
     "tts": SynthesisMel(window=512, num_mel_bins=16),
     "codec": SYNTHESIS_MEL,
 }
 MODELS = {
+    "aed": EncoderDecoderConfig(
+        encoder=WHISPER,
+        decoder=AttentionDecoderConfig(dim=16, num_layers=2, num_heads=4, ffn_dim=24, max_tokens=20, dropout=0.1),
+    ),
     "fast_conformer": FAST,
     "vocoder": VocosConfig(input_dim=16, dim=8, num_layers=2, kernel_size=3, hop=64, window=256),
     "tts": FastSpeech2Config(

@@ -65,6 +65,13 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "parakeet_ctc": {"vocab_size": 1025},
     "voxtral": {"projector_hidden_act": "gelu"},
+    "whisper": {
+        "vocab_size": 51_865, "num_mel_bins": 80, "encoder_layers": 4, "encoder_attention_heads": 6,
+        "decoder_layers": 4, "decoder_attention_heads": 6, "decoder_ffn_dim": 1536, "encoder_ffn_dim": 1536,
+        "activation_function": "gelu", "d_model": 384, "dropout": 0.0, "scale_embedding": False,
+        "max_source_positions": 1500, "max_target_positions": 448, "is_encoder_decoder": True,
+        "tie_word_embeddings": True,
+    },
     "wavtokenizer": {
         "sampling_rate": 24_000, "audio_channels": 1, "num_filters": 32, "upsampling_ratios": [6, 5, 5, 4],
         "num_residual_layers": 1, "dilation_growth_rate": 2, "compress": 2, "use_conv_shortcut": True,
@@ -100,6 +107,10 @@ FEATURES: dict[str, dict[str, Any]] = {
     "ParakeetFeatureExtractor": {
         "feature_size": 80, "sampling_rate": DEFAULT_SAMPLE_RATE, "hop_length": 160, "n_fft": 512, "win_length": 400,
         "preemphasis": 0.97, "padding_value": 0.0,
+    },
+    "WhisperFeatureExtractor": {
+        "feature_size": 80, "sampling_rate": DEFAULT_SAMPLE_RATE, "hop_length": 160, "n_fft": 400, "chunk_length": 30,
+        "padding_value": 0.0, "dither": 0.0,
     },
     "SpeechT5FeatureExtractor": {
         "sampling_rate": DEFAULT_SAMPLE_RATE, "num_mel_bins": 80, "hop_length": 16, "win_length": 64,

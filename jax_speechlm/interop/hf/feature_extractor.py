@@ -12,7 +12,7 @@ from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
 from jax_speechlm.frontend.frontend import AnyMel
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.interop.folders import ExportError
-from jax_speechlm.interop.hf import hifigan, parakeet
+from jax_speechlm.interop.hf import hifigan, parakeet, whisper
 from jax_speechlm.interop.hf.class_settings import FEATURES
 
 FILE = "preprocessor_config.json"
@@ -57,6 +57,8 @@ def front_end_from_hugging_face(values: dict[str, Any]) -> AnyMel:
         return parakeet.features_from_hugging_face(values)
     if kind == hifigan.EXTRACTOR:
         return hifigan.features_from_hugging_face(values)
+    if kind == whisper.EXTRACTOR:
+        return whisper.features_from_hugging_face(values)
     if kind != "SeamlessM4TFeatureExtractor" or values.get("sampling_rate", DEFAULT_SAMPLE_RATE) != DEFAULT_SAMPLE_RATE:
         raise ExportError(
             f"{FILE}: only a SeamlessM4TFeatureExtractor at {DEFAULT_SAMPLE_RATE} Hz has a counterpart here, not {kind}"

@@ -6,6 +6,7 @@ must agree, and every id has to be a row of the table.
 
 import dataclasses
 import json
+import sys
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from data_pipelines.tokenizers.hugging_face import HuggingFaceTokenizer, IdMap, 
 from jax_speechlm.interop import folders
 from jax_speechlm.interop.folders import ExportError, errors_of
 from jax_speechlm.interop.hf.tokenizer_files import description, replacement
+from jax_speechlm.objectives.asr.whisper_tokens import TIMESTAMPS, WhisperTokens
 
 _CONFIG, _DESCRIPTION, _VOCAB = "tokenizer_config.json", "tokenizer.json", "vocab.json"
 _SPECIAL = "bos", "eos", "pad", "unk", "mask", "cls", "sep"
@@ -23,6 +25,11 @@ _MAP, _GENERATION = "special_tokens_map.json", "generation_config.json"
 _KEPT = (_CONFIG, _DESCRIPTION, _VOCAB, _MAP, "added_tokens.json", _GENERATION, "chat_template.json")
 _TEMPLATE, _TEMPLATES = "chat_template.jinja", "additional_chat_templates"
 """Files that an export writes again as they are: of JSON, and chat templates, which are text."""
+
+_WHISPER = (
+    "startoftranscript", "notimestamps", "transcribe", "translate", "startofprev", "nospeech", "nocaptions",
+)  # fmt: skip
+_MULTILINGUAL = 51_865  # fewest ids of a multilingual Whisper
 
 
 def read_text_tokenizer(
@@ -74,6 +81,79 @@ def read_text_tokenizer(
     roles["other_ends"] = ids.other_ends(num_rows, {end, mask}) if causal else ()
     places = _places(folder, num_rows, names, ids.of("pad"), **roles)
     return _tokenizer(folder, files[_DESCRIPTION], places, files, values)
+
+
+def read_whisper_tokenizer(
+    folder: Path, values: Mapping[str, Any], num_rows: int
+) -> tuple[HuggingFaceTokenizer, WhisperTokens]:
+    """Reads the tokenizer of a Whisper, and its special ids in our numbering; arguments and errors as of
+    `read_text_tokenizer`.
+
+    Ids without a name keep their places, as older files name no times. Without a `generation_config.json` nothing is
+    suppressed, and the vocabulary's size says whether it is multilingual, as in OpenAI's code.
+    """
+    files = _files(folder)
+    if _DESCRIPTION not in files:
+        raise ExportError(
+            f"{folder} has no {_DESCRIPTION}, which tokenizers are read from: open the folder with transformers' "
+            "AutoTokenizer and write it with save_pretrained, which makes one"
+        )
+    names, _ = _names_and_prefix(folder, files[_DESCRIPTION])
+    added = files[_DESCRIPTION].get("added_tokens") or []
+    ids = _Ids(folder, values, files, names, set(names.values()) - {token["id"] for token in added})
+    end = ids.of("eos")
+    places = {token: names.get(f"<|{token}|>") for token in _WHISPER}
+    places["nospeech"] = places["nospeech"] or places.pop("nocaptions")
+    start, no_timestamps = places["startoftranscript"], places["notimestamps"]
+    if None in (end, start, no_timestamps):
+        raise ExportError(
+            f"{folder / _DESCRIPTION} has not the tokens <|startoftranscript|> and <|notimestamps|>, or no eos: it is "
+            "of another model than Whisper; copy it anew"
+        )
+    if values.get("decoder_start_token_id", start) != start:
+        raise ExportError(
+            f"{folder}: decoder_start_token_id of config.json is {values['decoder_start_token_id']}, and "
+            f"<|startoftranscript|> of {_DESCRIPTION} is {start}: one of them is of another model"
+        )
+    if no_timestamps + TIMESTAMPS >= num_rows:
+        raise ExportError(f"{folder}: the model's table of {num_rows} rows has no room for times after {no_timestamps}")
+    if _GENERATION not in files:
+        print(
+            f"{folder} has no {_GENERATION}: no id is suppressed, and a vocabulary of {num_rows} "
+            f"{'is multilingual' if num_rows >= _MULTILINGUAL else 'is English'}",
+            file=sys.stderr,
+        )
+    generation = {"is_multilingual": num_rows >= _MULTILINGUAL} | dict(values) | files.get(_GENERATION, {})
+    pad = ids.of("pad")
+    with errors_of(folder):
+        map_ = IdMap(num_rows, None if pad in (end, start) else pad, end=end, begin=start)
+    tokenizer = _tokenizer(folder, files[_DESCRIPTION], map_, files, values)
+
+    def local(name: str) -> int | None:
+        return None if places[name] is None else int(map_.ours[places[name]])
+
+    def listed(setting: str) -> tuple[int, ...]:
+        listed = _listed(generation.get(setting))
+        if not all(type(id_) is int and -1 <= id_ < num_rows for id_ in listed):
+            raise ExportError(f"{folder / _GENERATION}: {setting} has ids that the model has not; copy it anew")
+        return tuple(int(map_.ours[id_]) for id_ in listed if id_ >= 0)
+
+    languages = {}
+    if generation["is_multilingual"] is not False:
+        last = places["translate"] or places["transcribe"] or start
+        inside = {name: id_ for name, id_ in names.items() if start < id_ < last}
+        languages = {name.strip("<|>"): int(map_.ours[id_]) for name, id_ in inside.items()}
+    return tokenizer, WhisperTokens(
+        start=local("startoftranscript"),
+        no_timestamps=local("notimestamps"),
+        languages=languages,
+        transcribe=local("transcribe") if languages else None,
+        translate=local("translate") if languages else None,
+        previous=local("startofprev"),
+        no_speech=local("nospeech"),
+        suppressed=listed("suppress_tokens"),
+        suppressed_first=listed("begin_suppress_tokens"),
+    )
 
 
 def read_ctc_tokenizer(folder: Path, values: Mapping[str, Any], num_rows: int) -> Tokenizer:

@@ -30,8 +30,13 @@ from jax_speechlm.interop.hf import (
     voxtral,
     wav2vec2_bert,
     wav_tokenizer,
+    whisper,
 )
-from jax_speechlm.interop.hf.foreign_tokenizers import read_ctc_tokenizer, read_text_tokenizer
+from jax_speechlm.interop.hf.foreign_tokenizers import (
+    read_ctc_tokenizer,
+    read_text_tokenizer,
+    read_whisper_tokenizer,
+)
 from jax_speechlm.interop.hf.mapping import TensorSource, place
 from jax_speechlm.interop.hf.registry import TEXT_MODELS, Model, id_axis, read_model, settings
 from jax_speechlm.interop.hf.verify.check import check_import
@@ -39,6 +44,7 @@ from jax_speechlm.interop.hf.verify.verdict import Verdict
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.functional import Params
 from jax_speechlm.nn.lora import LoRA
+from jax_speechlm.objectives.asr.aed import AED
 from jax_speechlm.objectives.asr.ctc import CTC
 from jax_speechlm.objectives.base import ObjectiveConfig
 from jax_speechlm.objectives.distillation import Distillation
@@ -175,6 +181,8 @@ def _as_exported(model: Model) -> tuple[Experiment, Tokenizer | None, str | None
         experiment = experiment.replace(objective=experiment.objective.student)
     if model.architecture == voxtral.ARCHITECTURE:  # LoRA is merged into its weights
         experiment = experiment.replace(model=experiment.model.replace(lora=LoRA()))
+    if model.architecture == whisper.ARCHITECTURE:  # LoRA is merged into its weights
+        return experiment.replace(model=experiment.model.replace(lora=LoRA())), tokenizer, None
     if {"transformer", "generator", "acoustic"} & model.sources.keys() or model.architecture in wav2vec2_bert.HEADED:
         return experiment, tokenizer, record.get("units")
     if model.architecture == wav_tokenizer.MODEL:  # without the discriminators
@@ -251,6 +259,12 @@ def _text_classifier(model: Model) -> tuple[Experiment, Tokenizer]:
     return experiment.replace(objective=Classification(classes=_class_names(model))), tokenizer
 
 
+def _whisper(model: Model) -> tuple[Experiment, Tokenizer | None]:
+    num_rows = _num_rows(model, model.settings, ("decoder", "embedding"))
+    tokenizer, tokens = read_whisper_tokenizer(model.folder, model.values, num_rows)
+    return _of_speech(model, AED(label_smoothing=0.0, whisper=tokens), tokenizer)
+
+
 def _speech_language_model(model: Model) -> tuple[Experiment, Tokenizer | None]:
     text, speech_id = model.settings["text_config"], model.values.get("audio_token_id")
     if type(speech_id) is not int:
@@ -296,6 +310,7 @@ EXPERIMENTS: dict[str, Callable[[Model], tuple[Experiment, Tokenizer | None]]] =
     transformer.CLASSIFIER: _text_classifier,
     **dict.fromkeys(hifigan.ARCHITECTURES, _vocoder),
     voxtral.ARCHITECTURE: _speech_language_model,
+    whisper.ARCHITECTURE: _whisper,
     fastspeech2.MODEL: _voice,
     wav_tokenizer.MODEL: _codec,
 }

@@ -17,6 +17,7 @@ from jax_speechlm.interop.hf import hifigan
 from jax_speechlm.interop.hf.registry import READERS, Package, audio_token, ids_in_folder
 from jax_speechlm.models.codec.wav_tokenizer import WavTokenizerConfig
 from jax_speechlm.models.conformer import ConformerConfig
+from jax_speechlm.models.encoder_decoder import EncoderDecoderConfig
 from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.models.tts.fastspeech2 import FastSpeech2Config
 from jax_speechlm.recipes.experiment import Experiment, Mixture, UnitText
@@ -43,6 +44,9 @@ _USES = {
 }
 """By the class of transformers that opens a model: the hub's name of its task (`pipeline_tag`), and the arguments of
 its pipeline or the line that computes its output."""
+
+_TASKS = {WavTokenizerConfig: "audio-to-audio", EncoderDecoderConfig: "automatic-speech-recognition"}
+"""The hub's names of the tasks of models that a class opens which opens others too."""
 
 _RATE = f"{DEFAULT_SAMPLE_RATE:_}"  # Hz, as Python code
 _AUDIO_MODEL = """\
@@ -101,7 +105,7 @@ print(pipeline("{task}", model="FOLDER")({argument}))"""
 def model_card(run: LoadedRun, made: Package, record: Mapping[str, Any]) -> str:
     """Returns the text of the README.md, given the run's form and `jax_speechlm.json` with the verdict of the check."""
     auto, experiment = READERS[made.architecture].auto_class, run.experiment
-    tag = "audio-to-audio" if isinstance(experiment.model, WavTokenizerConfig) else _USES[auto][0]
+    tag = _TASKS.get(type(experiment.model), _USES[auto][0])
     head = {"library_name": "transformers", "pipeline_tag": tag, "tags": ["jax_speechlm"]}
     size = sum(array.size for array in jax.tree.leaves(made.params))
     parts = [
@@ -124,6 +128,8 @@ def _program(run: LoadedRun, auto: str) -> str:
     if isinstance(run.experiment.model, WavTokenizerConfig):
         return _CODEC.format(rate=run.experiment.sample_rate, hop=run.experiment.model.hop)
     task, use = _USES[auto]
+    if isinstance(run.experiment.model, EncoderDecoderConfig):
+        return _PIPELINE.format(task=_TASKS[EncoderDecoderConfig], argument='"clip.wav"')
     if auto in hifigan.ARCHITECTURES:
         return _VOCODER.format(auto=auto, rate=f"{run.experiment.sample_rate:_}")
     if task == "text-to-speech":

@@ -30,11 +30,13 @@ from jax_speechlm.interop.hf import (
     wav2vec2_bert,
     wav_tokenizer,
     weights,
+    whisper,
 )
 from jax_speechlm.interop.hf.class_settings import completed
 from jax_speechlm.interop.hf.config_limits import checked_settings
 from jax_speechlm.interop.hf.mapping import StateDict, class_names, read
 from jax_speechlm.interop.hf.tokenizer_files import Files, ctc_files, text_files, voice_files
+from jax_speechlm.models.encoder_decoder import EncoderDecoderConfig
 from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.models.transformer_config import TransformerConfig
@@ -74,9 +76,9 @@ class Model(NamedTuple):
 
     Attributes:
       values, config: `config.json`, and the model's shape.
-      sources: where our parameters are read from (`mapping.TensorSource`): `encoder`, and `head` or `speaker` where
-        there is one; or `transformer`; or `encoder`, `adapter` and `transformer`; or `acoustic`, `generator` or
-        `autoencoder` alone.
+      sources: where our parameters are read from (`mapping.TensorSource`): `encoder`, and `head`, `speaker` or
+        `decoder` where there is one; or `transformer`; or `encoder`, `adapter` and `transformer`; or `acoustic`,
+        `generator` or `autoencoder` alone.
     """
 
     architecture: str
@@ -110,7 +112,7 @@ def package(run: LoadedRun) -> Package:
     model, params = run.experiment.model, run.params
     with errors_of(run.checkpoint):
         config, files = settings(run.experiment, run.tokenizer)
-        if isinstance(model, SpeechLMConfig):
+        if isinstance(model, SpeechLMConfig | EncoderDecoderConfig):
             params, _ = merge(params, model.lora)
         form = _form(run.experiment)
         params = jax.device_get({name: params[name] for name in form.groups if name in params})
@@ -292,6 +294,17 @@ def _transformer_settings(
     return config, files | {GENERATION: ends | generation}
 
 
+def _whisper_settings(experiment: Experiment, tokenizer: Tokenizer) -> Settings:
+    if not isinstance(tokenizer, HuggingFaceTokenizer) or experiment.objective.whisper is None:
+        raise ExportError(
+            "Whisper's prompts are made of its own special ids, which this run has not: runs that were started from an "
+            "imported Whisper, with its tokenizer (--data.tokenizer) and objective.whisper, can be exported"
+        )
+    config = whisper.config_to_hugging_face(experiment.model, tokenizer.places.num_rows)
+    files = {feature_extractor.FILE: whisper.features_to_hugging_face(experiment.frontend.mel)}
+    return config | tokenizer.special, tokenizer.files | files
+
+
 def _codec_settings(experiment: Experiment, tokenizer: Tokenizer | None) -> Settings:
     del tokenizer
     model, rate = experiment.model, experiment.sample_rate
@@ -365,6 +378,7 @@ FRAMES = _headed(wav2vec2_bert.FRAMES, "encoder", "head")
 SPEAKERS = _headed(wav2vec2_bert.X_VECTOR, "encoder", "speaker")
 VOCODER = HuggingFaceForm(_vocoder_settings, hifigan.to_hugging_face, ("generator",))
 VOICE = HuggingFaceForm(_voice_settings, _voice_arrays, ("acoustic",))
+WHISPER = HuggingFaceForm(_whisper_settings, whisper.to_hugging_face, ("encoder", "decoder"))
 CODEC = HuggingFaceForm(_codec_settings, wav_tokenizer.to_hugging_face, ("autoencoder",))
 SPEECH_LM = HuggingFaceForm(_speech_lm_settings, voxtral.to_hugging_face, ("encoder", "adapter", "transformer"))
 
@@ -417,6 +431,7 @@ READERS = {
     **{name: Reader(name, hifigan.config_from_hugging_face, hifigan.sources) for name in hifigan.ARCHITECTURES},
     fastspeech2.MODEL: Reader("AutoModelForTextToSpectrogram", fastspeech2.config_from_hugging_face, _voice_sources),
     wav_tokenizer.MODEL: Reader("AutoModel", wav_tokenizer.config_from_hugging_face, wav_tokenizer.sources),
+    whisper.ARCHITECTURE: Reader("AutoModelForSpeechSeq2Seq", whisper.config_from_hugging_face, whisper.sources),
     voxtral.ARCHITECTURE: Reader("AutoModelForSpeechSeq2Seq", voxtral.config_from_hugging_face, voxtral.sources),
     **{
         name: Reader(f"AutoModelFor{name.partition('For')[2]}", transformer.config_from_hugging_face, _text_sources)

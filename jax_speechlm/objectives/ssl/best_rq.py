@@ -59,7 +59,7 @@ class BestRQ(MaskedPrediction):
         over all frames the metrics of `gauges.representation`.
         """
         check_features(model, frontend.mel)
-        if not frontend.mel.normalize:
+        if not getattr(frontend.mel, "normalize", False):
             raise ValueError(
                 "BEST-RQ's codes and masking noise need normalised features: set frontend.mel.normalize to True"
             )

@@ -15,7 +15,16 @@ import jax
 import numpy as np
 
 from jax_speechlm.interop import folders
-from jax_speechlm.interop.hf import fastspeech2, parakeet, registry, transformer, wav2vec2_bert, wav_tokenizer, weights
+from jax_speechlm.interop.hf import (
+    fastspeech2,
+    parakeet,
+    registry,
+    transformer,
+    wav2vec2_bert,
+    wav_tokenizer,
+    weights,
+    whisper,
+)
 from jax_speechlm.interop.hf.mapping import TensorSource
 from jax_speechlm.interop.hf.registry import Package
 from jax_speechlm.interop.hf.verify.verdict import Check, Differs, Verdict, guarded
@@ -124,7 +133,7 @@ def _same_when_exported(folder: Path, run: LoadedRun, dtype: Any) -> str:
         in_folder = {name: x for name, x in in_folder.items() if not name.startswith(("projector", "classifier"))}
     if made.architecture.startswith(("Bert", "Roberta")):  # old names, and parts for other uses
         in_folder = transformer.without_unused(in_folder)
-    tied = transformer.TIED - exported.keys()
+    tied = (transformer.TIED | {whisper.TIED}) - exported.keys()
     compared = {name: x for name, x in in_folder.items() if name not in tied and not name.endswith(_TRAINING_ONLY)}
     for name, value in compared.items():
         if name not in exported:

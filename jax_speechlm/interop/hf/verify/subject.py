@@ -21,6 +21,7 @@ from jax_speechlm.inference.synthesize import Synthesizer
 from jax_speechlm.inference.vocode import GriffinLimVocoder
 from jax_speechlm.interop.hf.registry import Package, ids_in_folder, vocabulary_of
 from jax_speechlm.interop.hf.verify.verdict import Differs
+from jax_speechlm.models.encoder_decoder import EncoderDecoderConfig
 from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.lora import LoRA, merge
@@ -131,11 +132,13 @@ def in_float32(run: LoadedRun) -> LoadedRun:
         if isinstance(model, SpeechLMConfig):
             parts = {"encoder": plain(model.encoder), "transformer": plain(model.transformer)}
             return model.replace(**parts, lora=LoRA())
+        if isinstance(model, EncoderDecoderConfig):
+            return model.replace(encoder=plain(model.encoder), decoder=plain(model.decoder), lora=LoRA())
         model = model.replace(dtype="float32")
         return model.replace(attention="auto") if hasattr(model, "attention") else model
 
     model, params = run.experiment.model, run.params
-    if isinstance(model, SpeechLMConfig):
+    if isinstance(model, SpeechLMConfig | EncoderDecoderConfig):
         params, _ = merge(params, model.lora)
     return dataclasses.replace(run, params=params, experiment=run.experiment.replace(model=plain(model)))
 

@@ -14,7 +14,7 @@ from data_pipelines.audio import decode as audio_files
 from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
 from jax_speechlm.interop.hf import fastspeech2, hifigan
 from jax_speechlm.interop.hf.registry import READERS, TEXT_MODELS, Package
-from jax_speechlm.interop.hf.verify import codec, speech, speech_lm, text, vocoder, voice
+from jax_speechlm.interop.hf.verify import codec, speech, speech_lm, text, vocoder, voice, whisper
 from jax_speechlm.interop.hf.verify.subject import TEXTS, Subject, in_float32, open_model, quiet, synthetic_clips
 from jax_speechlm.interop.hf.verify.verdict import Check, guarded
 from jax_speechlm.training.runs import LoadedRun
@@ -49,6 +49,12 @@ COMPARISONS: dict[str, dict[str, Comparison]] = {
         "pipeline": voice.pipeline,
     },
     "WavTokenizerModel": {"codes": codec.codes, "samples": codec.samples},
+    "WhisperForConditionalGeneration": {
+        "front end": whisper.front_end,
+        "ids": whisper.ids,
+        "logits": whisper.logits,
+        "greedy text": whisper.greedy_text,
+    },
     "VoxtralForConditionalGeneration": (
         _SPEECH | {"ids": speech_lm.ids, "logits": speech_lm.logits, "answer": speech_lm.answers}
     ),

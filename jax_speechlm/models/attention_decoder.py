@@ -1,0 +1,282 @@
+"""Attention decoder: a causal transformer that reads an encoder's frames, in the form of Whisper's.
+
+A layer is self-attention, attention to the frames and feed-forward, each applied to the normalised residual stream and
+added to it. Positions are learnt and the output is tied to the embedding. With the same weights it computes the same
+numbers as Hugging Face's `WhisperDecoder`.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import pydantic
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from jax_speechlm.core.config import Config
+from jax_speechlm.models.whisper import FeedForward
+from jax_speechlm.nn.attention.dot import Kernel, attend, masked_attention
+from jax_speechlm.nn.attention.multi_head import MultiHeadMaps, source_attention
+from jax_speechlm.nn.functional import Remat, parameter, scan_layers, stack
+from jax_speechlm.nn.layers import FrameKeys, LayerNorm, dropout, split_keys
+from jax_speechlm.parallel import sequence
+from jax_speechlm.parallel.mesh import shard_batch_dim
+
+Cache = dict[str, Array]
+"""Keys and values of past tokens: {"key", "value"}, each [layers, batch, position, heads, head_dim]."""
+
+
+class AttentionDecoderConfig(Config):
+    """The shape of an attention decoder.
+
+    Attributes:
+      dim: width of the residual stream; a multiple of `num_heads`.
+      num_layers: transformer layers.
+      num_heads: attention heads.
+      ffn_dim: inner width of the feed-forwards.
+      max_tokens: positions: tokens of the longest text with its prompt, 448 in Whisper.
+      dropout: rate on the embeddings, inside and after each feed-forward, and after attention.
+      attention: implementation of self-attention (see `nn.attention.dot.Kernel`).
+      remat: activations that the forward pass keeps for the backward pass (see `functional.Remat`).
+      dtype: compute type; parameters, norms, softmax and the output are float32.
+    """
+
+    dim: pydantic.PositiveInt = 384
+    num_layers: pydantic.PositiveInt = 4
+    num_heads: pydantic.PositiveInt = 6
+    ffn_dim: pydantic.PositiveInt = 1536
+    max_tokens: pydantic.PositiveInt = 448
+    dropout: float = pydantic.Field(0.0, ge=0, lt=1)
+    attention: Kernel = "auto"
+    remat: Remat = "dots"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    @pydantic.model_validator(mode="after")
+    def _heads_divide_dim(self):
+        if self.dim % self.num_heads:
+            raise ValueError(f"dim ({self.dim}) must be a multiple of num_heads ({self.num_heads})")
+        return self
+
+
+class Source(NamedTuple):
+    """The frames of an encoder as the layers of a decoder read them.
+
+    Attributes:
+      key, value: of each layer.
+      segment: utterance of each frame, from 1; 0 at padding.
+    """
+
+    key: Float[Array, "layers batch heads time head_dim"]
+    value: Float[Array, "layers batch heads time head_dim"]
+    segment: Int[Array, "batch time"]
+
+
+class DecoderLayer(nnx.Module):
+    """Self-attention, attention to the source and feed-forward, each residual."""
+
+    def __init__(self, config: AttentionDecoderConfig, source_dim: int, *, rngs: nnx.Rngs):
+        dim, gain = config.dim, (3 * config.num_layers) ** -0.5
+        self.rate = config.dropout
+        self.attention_norm = LayerNorm(dim, rngs=rngs)
+        self.attention = MultiHeadMaps(dim, config.num_heads, gain=gain, rngs=rngs)
+        self.source_norm = LayerNorm(dim, rngs=rngs)
+        self.source = MultiHeadMaps(dim, config.num_heads, source_dim=source_dim, gain=gain, rngs=rngs)
+        self.ffn_norm = LayerNorm(dim, rngs=rngs)
+        self.ffn = FeedForward(dim, config.ffn_dim, config.dropout, gain=gain, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "batch time dim"],
+        mix: Callable[..., tuple[Array, Any]],
+        source: tuple[Array, Array],
+        visible: Bool[Array, "batch time source"],
+        keys: FrameKeys | None,
+    ) -> tuple[Float[Array, "batch time dim"], tuple[Any, Float[Array, "batch heads time source"]]]:
+        """Runs the layer.
+
+        Args:
+          mix: `(q, k, v) -> (mixed values, state)`, the self-attention.
+          source: keys and values of the source.
+          visible: True where a token may attend to a frame.
+
+        Returns:
+          The residual stream after the layer; the state that `mix` returned and the weights of the frames.
+        """
+        self_key, source_key, inner_key, out_key = split_keys(keys, 4)
+        maps, normed = self.attention, self.attention_norm(x)
+        mixed, state = mix(maps.query(normed), maps.key(normed), maps.value(normed))
+        x = x + dropout(maps.out(mixed), self.rate, self_key)
+        mixed, weights = source_attention(self.source.query(self.source_norm(x)), *source, visible)
+        x = x + dropout(self.source.out(mixed), self.rate, source_key)
+        out = self.ffn(self.ffn_norm(x), inner_key)
+        return shard_batch_dim(x + dropout(out, self.rate, out_key)), (state, weights)
+
+
+class AttentionDecoder(nnx.Module):
+    """Decodes tokens to hidden states and logits, given an encoder's frames.
+
+    The output of a token depends only on the tokens before it in its segment and on the frames of the utterance of the
+    same number, not on padding, batch size, row order or the rest of a packed row.
+    """
+
+    head_bias = None
+    """The vocabulary map has no bias."""
+
+    def __init__(self, config: AttentionDecoderConfig, source_dim: int, vocab_size: int, *, rngs: nnx.Rngs):
+        self.config = config
+        table = partial(parameter, initializer=jax.nn.initializers.normal(0.02))
+        self.embedding = table(rngs.params(), (vocab_size, config.dim), ("vocab", "embed"))
+        self.position = table(rngs.params(), (config.max_tokens, config.dim), (None, "embed"))
+        self.layers = stack(lambda rngs: DecoderLayer(config, source_dim, rngs=rngs), config.num_layers, rngs)
+        self.norm = LayerNorm(config.dim, rngs=rngs)
+
+    def __call__(
+        self,
+        tokens_BxT: Int[Array, "batch tokens"],
+        segment_BxT: Int[Array, "batch tokens"],
+        position_BxT: Int[Array, "batch tokens"],
+        source: Source,
+        keys: FrameKeys | None = None,
+    ) -> Float[Array, "batch tokens dim"]:
+        """Encodes packed rows of tokens.
+
+        Args:
+          segment_BxT: utterance of each token, from 1; 0 for padding.
+          position_BxT: index of a token in its segment.
+          keys: for dropout, or None for evaluation.
+
+        Returns:
+          float32 hidden states after the final norm, 0 at padding.
+        """
+        return self.hidden_states(tokens_BxT, segment_BxT, position_BxT, source, keys)[0]
+
+    def hidden_states(
+        self,
+        tokens_BxT: Int[Array, "batch tokens"],
+        segment_BxT: Int[Array, "batch tokens"],
+        position_BxT: Int[Array, "batch tokens"],
+        source: Source,
+        keys: FrameKeys | None = None,
+        keep_weights: bool = False,
+    ) -> tuple[Float[Array, "batch tokens dim"], Float[Array, "layers batch heads tokens time"] | None]:
+        """Like the call; returns the weights of the frames too if `keep_weights`, else None.
+
+        Where time is sharded, the weights are of tokens that are padded to a multiple of the devices.
+        """
+        config, segments = self.config, None if keys is None else keys.segments
+        num_tokens = tokens_BxT.shape[1]
+        tokens_BxT, segment_BxT, position_BxT = map(sequence.pad_time, (tokens_BxT, segment_BxT, position_BxT))
+        visible = (segment_BxT[..., None] == source.segment[:, None]) & (segment_BxT > 0)[..., None]
+        mix = partial(attend, segment_BxT=segment_BxT, causal=True, window=None, kernel=config.attention)
+
+        def of(keys: Array | None) -> FrameKeys | None:
+            return None if keys is None else FrameKeys(keys, segments)
+
+        *keys_L, key_in = split_keys(None if keys is None else keys.keys, config.num_layers + 1)
+        x = dropout(self._embed(tokens_BxT, position_BxT), config.dropout, of(key_in))
+
+        def run(layer: DecoderLayer, x: Array, inputs: tuple[Array, Array, Array | None]) -> tuple[Array, Array | None]:
+            key, value, layer_keys = inputs
+            x, (_, weights) = layer(x, lambda *qkv: (mix(*qkv), None), (key, value), visible, of(layer_keys))
+            return x, weights if keep_weights else None
+
+        inputs = source.key, source.value, None if keys is None else jnp.stack(keys_L)
+        x, weights = scan_layers(self.layers, run, x, inputs, config.remat)
+        return self._finish(x, segment_BxT > 0)[:, :num_tokens], weights
+
+    def read(self, frames_BxTxD: Float[Array, "batch time dim"], segment_BxT: Int[Array, "batch time"]) -> Source:
+        """Computes the keys and values of every layer for an encoder's frames.
+
+        Args:
+          segment_BxT: utterance of each frame, from 1; 0 at padding.
+        """
+        x = shard_batch_dim(frames_BxTxD.astype(self.config.dtype))
+
+        def run(layer: DecoderLayer, x: Array, _: None) -> tuple[Array, tuple[Array, Array]]:
+            return x, (layer.source.key(x).swapaxes(1, 2), layer.source.value(x).swapaxes(1, 2))
+
+        _, (key, value) = scan_layers(self.layers, run, x, None, "none")
+        return Source(key, value, segment_BxT)
+
+    def decode(
+        self,
+        tokens_BxT: Int[Array, "batch tokens"],
+        position_BxT: Int[Array, "batch tokens"],
+        cache: Cache,
+        source: Source,
+    ) -> tuple[Float[Array, "batch tokens dim"], Cache]:
+        """Encodes the next tokens per row, of one utterance each, to the same numbers as the call.
+
+        Args:
+          position_BxT: below the cache's length, or -1 at padding. All earlier positions are in the cache or in this
+            call.
+
+        Returns:
+          float32 hidden states after the final norm, 0 at padding; the cache with these tokens added.
+        """
+        length, row = cache["key"].shape[2], jnp.arange(len(tokens_BxT))[:, None]
+        slot = jnp.where(position_BxT < 0, length, position_BxT)  # out of bounds: the write is dropped
+        earlier = position_BxT[:, :, None] >= jnp.arange(length)
+        visible = jnp.broadcast_to((source.segment > 0)[:, None], (*tokens_BxT.shape, source.segment.shape[1]))
+
+        def run(
+            layer: DecoderLayer, x_and_cache: tuple[Array, Cache], inputs: tuple[Array, Array, Array]
+        ) -> tuple[tuple[Array, Cache], None]:
+            x, cache = x_and_cache
+            index, *key_and_value = inputs
+
+            def mix(q: Array, k: Array, v: Array) -> tuple[Array, Cache]:
+                new = {"key": k, "value": v}
+                new = {
+                    name: cache[name].at[index, row, slot].set(new[name].astype(cache[name].dtype), mode="drop")
+                    for name in cache
+                }
+                return masked_attention(q, new["key"][index], new["value"][index], earlier), new
+
+            x, (cache, _) = layer(x, mix, tuple(key_and_value), visible, None)
+            return (x, cache), None
+
+        x = self._embed(tokens_BxT, position_BxT)
+        inputs = jnp.arange(self.config.num_layers), source.key, source.value
+        (x, cache), _ = scan_layers(self.layers, run, (x, cache), inputs, "none")
+        return self._finish(x, position_BxT >= 0), cache
+
+    @property
+    def head_kernel(self) -> Float[Array, "vocab dim"]:
+        """Kernel of the vocabulary map: logits are `hidden @ head_kernel.T`."""
+        return self.embedding[...]
+
+    def head(self, hidden: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
+        """Returns its input: nothing precedes the vocabulary map."""
+        return hidden
+
+    def logits(self, hidden: Float[Array, "*batch dim"]) -> Float[Array, "*batch vocab"]:
+        """Returns float32 logits of hidden states."""
+        x, kernel = hidden.astype(self.config.dtype), self.head_kernel.astype(self.config.dtype)
+        return jnp.einsum("...d,vd->...v", x, kernel, preferred_element_type=jnp.float32)
+
+    def _embed(self, tokens_BxT: Array, position_BxT: Array) -> Float[Array, "batch tokens dim"]:
+        positions = self.position[...][jnp.clip(position_BxT, 0, self.config.max_tokens - 1)]
+        return shard_batch_dim((self.embedding[...][tokens_BxT] + positions).astype(self.config.dtype))
+
+    def _finish(self, x: Array, real_BxT: Array) -> Array:
+        return jnp.where(real_BxT[..., None], self.norm(x.astype(jnp.float32)), 0)
+
+
+def init_cache(config: AttentionDecoderConfig, batch_size: int, length: int) -> Cache:
+    """Returns an empty cache for `AttentionDecoder.decode`, of at most `length` tokens a row."""
+    shape = config.num_layers, batch_size, length, config.num_heads, config.dim // config.num_heads
+    return {name: jnp.zeros(shape, config.dtype) for name in ("key", "value")}
+
+
+def forward_flops(
+    config: AttentionDecoderConfig, source_dim: int, vocab_size: int, num_tokens: int, num_frames: int, batch_size: int
+) -> float:
+    """Returns the FLOPs of the products of one forward pass, padding included; a multiply-add is two."""
+    dim = config.dim
+    token = (6 * dim + 2 * config.ffn_dim) * dim + (num_tokens + 2 * num_frames) * dim
+    frame = 2 * source_dim * dim
+    whole = config.num_layers * (token * num_tokens + frame * num_frames) + vocab_size * dim * num_tokens
+    return 2.0 * whole * batch_size

@@ -1,0 +1,48 @@
+"""Linear maps of attention without positions (Vaswani et al. 2017), for self-attention and attention to a source."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from jax_speechlm.nn.attention.masks import masked_softmax
+from jax_speechlm.nn.layers import Linear
+
+_INTO, _OUT_OF = ("embed", "heads", "head_dim"), ("heads", "head_dim", "embed")
+
+
+class MultiHeadMaps(nnx.Module):
+    """Queries, keys and values of vectors, and the output of the mixed values.
+
+    Keys have no bias, which a softmax over them would not depend on.
+
+    Args:
+      source_dim: width of the vectors that keys and values are of; `dim` by default.
+      gain: factor on the initial values of the output's kernel.
+    """
+
+    def __init__(self, dim: int, num_heads: int, *, source_dim: int | None = None, gain: float = 1.0, rngs: nnx.Rngs):
+        heads, source_dim = (num_heads, dim // num_heads), source_dim or dim
+        self.query = Linear((dim,), heads, _INTO, rngs=rngs)
+        self.key = Linear((source_dim,), heads, _INTO, bias=False, rngs=rngs)
+        self.value = Linear((source_dim,), heads, _INTO, rngs=rngs)
+        self.out = Linear(heads, (dim,), _OUT_OF, gain=gain, rngs=rngs)
+
+
+def source_attention(
+    q_BxTxHxK: Float[Array, "batch query heads head_dim"],
+    k_BxHxSxK: Float[Array, "batch heads source head_dim"],
+    v_BxHxSxK: Float[Array, "batch heads source head_dim"],
+    mask_BxTxS: Bool[Array, "batch query source"],
+) -> tuple[Float[Array, "batch query heads head_dim"], Float[Array, "batch heads query source"]]:
+    """Computes attention to another sequence, whose keys and values have heads before time, as products read them.
+
+    Args:
+      mask_BxTxS: True where a query may attend to a key; without any key a query gets the mean of all values.
+
+    Returns:
+      The weighted means of the values, and the weights, in the type of the values.
+    """
+    q_BxTxHxK = q_BxTxHxK * q_BxTxHxK.shape[-1] ** -0.5
+    scores = jnp.einsum("bthk,bhsk->bhts", q_BxTxHxK, k_BxHxSxK, preferred_element_type=jnp.float32)
+    weights = masked_softmax(scores, mask_BxTxS[:, None], v_BxHxSxK.dtype)
+    return jnp.einsum("bhts,bhsk->bthk", weights, v_BxHxSxK), weights
