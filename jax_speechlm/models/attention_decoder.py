@@ -93,7 +93,7 @@ class DecoderLayer(nnx.Module):
         source: tuple[Array, Array],
         visible: Bool[Array, "batch time source"],
         keys: FrameKeys | None,
-    ) -> tuple[Float[Array, "batch time dim"], tuple[Any, Float[Array, "batch heads time source"]]]:
+    ) -> tuple[Float[Array, "batch time dim"], Any]:
         """Runs the layer.
 
         Args:
@@ -102,16 +102,16 @@ class DecoderLayer(nnx.Module):
           visible: True where a token may attend to a frame.
 
         Returns:
-          The residual stream after the layer; the state that `mix` returned and the weights of the frames.
+          The residual stream after the layer, and the state that `mix` returned.
         """
         self_key, source_key, inner_key, out_key = split_keys(keys, 4)
         maps, normed = self.attention, self.attention_norm(x)
         mixed, state = mix(maps.query(normed), maps.key(normed), maps.value(normed))
         x = x + dropout(maps.out(mixed), self.rate, self_key)
-        mixed, weights = source_attention(self.source.query(self.source_norm(x)), *source, visible)
+        mixed = source_attention(self.source.query(self.source_norm(x)), *source, visible)
         x = x + dropout(self.source.out(mixed), self.rate, source_key)
         out = self.ffn(self.ffn_norm(x), inner_key)
-        return shard_batch_dim(x + dropout(out, self.rate, out_key)), (state, weights)
+        return shard_batch_dim(x + dropout(out, self.rate, out_key)), state
 
 
 class AttentionDecoder(nnx.Module):
@@ -150,21 +150,6 @@ class AttentionDecoder(nnx.Module):
         Returns:
           float32 hidden states after the final norm, 0 at padding.
         """
-        return self.hidden_states(tokens_BxT, segment_BxT, position_BxT, source, keys)[0]
-
-    def hidden_states(
-        self,
-        tokens_BxT: Int[Array, "batch tokens"],
-        segment_BxT: Int[Array, "batch tokens"],
-        position_BxT: Int[Array, "batch tokens"],
-        source: Source,
-        keys: FrameKeys | None = None,
-        keep_weights: bool = False,
-    ) -> tuple[Float[Array, "batch tokens dim"], Float[Array, "layers batch heads tokens time"] | None]:
-        """Like the call; returns the weights of the frames too if `keep_weights`, else None.
-
-        Where time is sharded, the weights are of tokens that are padded to a multiple of the devices.
-        """
         config, segments = self.config, None if keys is None else keys.segments
         num_tokens = tokens_BxT.shape[1]
         tokens_BxT, segment_BxT, position_BxT = map(sequence.pad_time, (tokens_BxT, segment_BxT, position_BxT))
@@ -177,14 +162,13 @@ class AttentionDecoder(nnx.Module):
         *keys_L, key_in = split_keys(None if keys is None else keys.keys, config.num_layers + 1)
         x = dropout(self._embed(tokens_BxT, position_BxT), config.dropout, of(key_in))
 
-        def run(layer: DecoderLayer, x: Array, inputs: tuple[Array, Array, Array | None]) -> tuple[Array, Array | None]:
+        def run(layer: DecoderLayer, x: Array, inputs: tuple[Array, Array, Array | None]) -> tuple[Array, None]:
             key, value, layer_keys = inputs
-            x, (_, weights) = layer(x, lambda *qkv: (mix(*qkv), None), (key, value), visible, of(layer_keys))
-            return x, weights if keep_weights else None
+            return layer(x, lambda *qkv: (mix(*qkv), None), (key, value), visible, of(layer_keys))
 
         inputs = source.key, source.value, None if keys is None else jnp.stack(keys_L)
-        x, weights = scan_layers(self.layers, run, x, inputs, config.remat)
-        return self._finish(x, segment_BxT > 0)[:, :num_tokens], weights
+        x, _ = scan_layers(self.layers, run, x, inputs, config.remat)
+        return self._finish(x, segment_BxT > 0)[:, :num_tokens]
 
     def read(self, frames_BxTxD: Float[Array, "batch time dim"], segment_BxT: Int[Array, "batch time"]) -> Source:
         """Computes the keys and values of every layer for an encoder's frames.
@@ -235,8 +219,7 @@ class AttentionDecoder(nnx.Module):
                 }
                 return masked_attention(q, new["key"][index], new["value"][index], earlier), new
 
-            x, (cache, _) = layer(x, mix, tuple(key_and_value), visible, None)
-            return (x, cache), None
+            return layer(x, mix, tuple(key_and_value), visible, None), None
 
         x = self._embed(tokens_BxT, position_BxT)
         inputs = jnp.arange(self.config.num_layers), source.key, source.value

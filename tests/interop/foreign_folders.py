@@ -8,14 +8,19 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
-from jax_speechlm.interop.hf import transformer, wav2vec2_bert
+from jax_speechlm.frontend.whisper_mel import WhisperMel
+from jax_speechlm.interop.hf import transformer, wav2vec2_bert, whisper
 from jax_speechlm.interop.hf.feature_extractor import FILE as FRONT_END
 from jax_speechlm.interop.hf.feature_extractor import front_end_to_hugging_face
 from jax_speechlm.interop.hf.weights import write_weights
+from jax_speechlm.models.attention_decoder import AttentionDecoderConfig
 from jax_speechlm.models.conformer import Conformer
+from jax_speechlm.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from jax_speechlm.models.transformer import Transformer
 from jax_speechlm.models.transformer_config import LearnedPositions
+from jax_speechlm.models.whisper import WhisperEncoderConfig
 from jax_speechlm.nn import functional
+from jax_speechlm.objectives.asr.whisper_tokens import TIMESTAMPS
 from tests.interop.tiny_runs import BERT, FORMER, OLD_BERT, QWEN, SPEECH_FRONT_END
 
 TEXTS = ["in the beginning was the word", "the cat sat on the mat, naïvely", "\n  two  lines\n"]
@@ -115,6 +120,35 @@ def write_text_model(folder: Path, kind: str, *, encloses: bool = True, **specia
     write_weights(folder, arrays, shard_bytes=20_000)
     write_json(folder, "config.json", values)
     write_json(folder, "tokenizer_config.json", {f"{name}_token": token for name, token in special.items()})
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return arrays
+
+
+LANGUAGES = "en", "de"
+
+
+def write_whisper(folder: Path, *, multilingual: bool = True) -> dict[str, np.ndarray]:
+    """A Whisper with windows of one second, whose files name no times; returns its state dict."""
+    names = ["endoftext", "startoftranscript", *LANGUAGES, "translate", "transcribe", "startoflm", "startofprev"]
+    tokenizer = byte_level(*(f"<|{name}|>" for name in [*names, "nospeech", "notimestamps"]))
+    num_rows = tokenizer.get_vocab_size() + TIMESTAMPS
+    encoder = WhisperEncoderConfig(
+        input_dim=16, dim=16, num_layers=2, num_heads=2, ffn_dim=24, max_frames=50, attention="auto"
+    )
+    decoder = AttentionDecoderConfig(dim=16, num_layers=2, num_heads=4, ffn_dim=40, max_tokens=40)
+    config = EncoderDecoderConfig(encoder=encoder, decoder=decoder)
+    arrays = whisper.to_hugging_face(draw(lambda rngs: EncoderDecoder(config, num_rows, rngs=rngs)), config)
+    end, start = (tokenizer.token_to_id(f"<|{name}|>") for name in names[:2])
+    special = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), end) | {"decoder_start_token_id": start}
+    suppressed = {"suppress_tokens": [1, 2, start], "begin_suppress_tokens": [tokenizer.encode(" ").ids[0], end]}
+    folder.mkdir()
+    write_weights(folder, arrays)
+    write_json(folder, "config.json", whisper.config_to_hugging_face(config, num_rows) | special)
+    write_json(folder, FRONT_END, whisper.features_to_hugging_face(WhisperMel(num_mel_bins=16, window_seconds=1)))
+    write_json(folder, "generation_config.json", special | suppressed | {"is_multilingual": multilingual})
+    token = "<|endoftext|>"
+    names = {f"{name}_token": token for name in ("bos", "eos", "pad", "unk")}
+    write_json(folder, "tokenizer_config.json", names | {"tokenizer_class": "WhisperTokenizer"})
     tokenizer.save(str(folder / "tokenizer.json"))
     return arrays
 

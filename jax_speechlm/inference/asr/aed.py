@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from data_pipelines.batching.speech import Batch as HostBatch
 from jax_speechlm.core.batch import Batch
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.vocabulary import Vocabulary
@@ -20,7 +22,7 @@ from jax_speechlm.frontend.frontend import features
 from jax_speechlm.inference.asr.base import Transcriber, Transcription
 from jax_speechlm.inference.asr.decoder import Decoding
 from jax_speechlm.inference.lm.generation import prompt_keys
-from jax_speechlm.inference.segmentation import AudioWindow
+from jax_speechlm.inference.segmentation import AudioWindow, Samples
 from jax_speechlm.inference.transcript import Segment
 from jax_speechlm.models.attention_decoder import Source, init_cache
 from jax_speechlm.models.encoder_decoder import EncoderDecoder
@@ -122,11 +124,32 @@ class AttentionRecognizer(Transcriber):
         again = self.fallback.temperatures[1:]
         return f"greedy, at temperatures up to {again[-1]:g} where it fails" if again else "greedy"
 
-    def transcribe_batches(self, batches: Iterable[Batch]) -> dict[int, Transcription]:
-        """Generates the text of each row; returns it with its log-probability per token."""
-        return {row: Transcription(each.text, each.avg_logprob) for row, each in self.encode(batches).items()}
+    def transcribe_batches(self, batches: Iterable[HostBatch]) -> dict[int, Transcription]:
+        """Generates the text of each row; returns it with its log-probability per token.
 
-    def encode(self, batches: Iterable[Batch]) -> dict[int, Answer]:
+        Recordings that are longer than the encoder's window are cut at quiet places (`transcribe`).
+        """
+        results = {}
+        for batch in batches:
+            results |= {row: Transcription(each.text, each.avg_logprob) for row, each in self.encode([batch]).items()}
+            lengths = np.asarray(batch["audio_length"])
+            for row in np.flatnonzero(lengths > self._longest) if self._longest else ():
+                whole = next(self.transcribe([np.array(batch["audio"][row, : lengths[row]])]))
+                parts = [segment.avg_logprob for segment in whole.segments]
+                results[int(batch["example_id"][row])] = Transcription(whole.text, sum(parts) / max(len(parts), 1))
+        return {row: result for row, result in results.items() if row >= 0}
+
+    @property
+    def _longest(self) -> int | None:
+        """Samples of a window, or None where the front end takes recordings as long as they are."""
+        seconds = getattr(self.experiment.frontend.mel, "window_seconds", None)
+        return None if seconds is None else seconds * self.experiment.sample_rate
+
+    def _windows(self, blocks: Iterable[Samples], max_seconds: float) -> Iterator[AudioWindow]:
+        longest = max_seconds if self._longest is None else self._longest / self.experiment.sample_rate
+        return super()._windows(blocks, min(max_seconds, longest))
+
+    def encode(self, batches: Iterable[HostBatch]) -> dict[int, Answer]:
         """Generates the texts of all rows; returns them by `example_id`."""
         answers = {}
         for batch in batches:
@@ -149,13 +172,14 @@ class AttentionRecognizer(Transcriber):
             for window, answer in utterances
         ]
 
-    def answers(self, batch: Batch) -> list[Answer]:
+    def answers(self, batch: HostBatch) -> list[Answer]:
         """Generates the text of every row of a batch, independent of the other rows and of padding."""
-        if (seconds := getattr(self.experiment.frontend.mel, "window_seconds", None)) is not None:
+        batch = {name: batch[name] for name in ("audio", "audio_length")}
+        if (longest := self._longest) is not None:
             # All rows become windows of this length anyway, so one program serves them all.
-            audio = batch["audio"][:, : seconds * self.experiment.sample_rate]
-            audio = np.pad(audio, ((0, 0), (0, seconds * self.experiment.sample_rate - audio.shape[1])))
-            batch = batch | {"audio": audio, "audio_length": np.minimum(batch["audio_length"], audio.shape[1])}
+            audio = batch["audio"][:, :longest]
+            audio = np.pad(audio, ((0, 0), (0, longest - audio.shape[1])))
+            batch = {"audio": audio, "audio_length": np.minimum(batch["audio_length"], longest)}
         audio = [row[:length] for row, length in zip(batch["audio"], batch["audio_length"].tolist(), strict=True)]
         keys = jnp.stack([prompt_keys(0, samples.tobytes(), 1)[0] for samples in audio])
         source = self._read(self.params, batch)
@@ -168,7 +192,7 @@ class AttentionRecognizer(Transcriber):
             temperatures = np.full(len(audio), temperature, np.float32)
             limits = np.where(open_rows, limit, 0).astype(np.int32)
             generated = jax.device_get(self._generate(self.params, source, temperatures, keys, limits))
-            for row in np.flatnonzero(open_rows):
+            for row in np.flatnonzero(open_rows).tolist():
                 answers[row] = self._answer(generated, row, temperature)
         return [self._without_noise(answer) for answer in answers]
 
@@ -178,6 +202,8 @@ class AttentionRecognizer(Transcriber):
         if (whisper := self.experiment.objective.whisper) is not None:
             ids = [id_ for id_ in ids if not 0 <= id_ - whisper.first_timestamp < TIMESTAMPS]
         text = self.tokenizer.decode(ids).strip()
+        if not np.isfinite(generated.log_prob[row]):
+            return Answer("", -math.inf, 0, 0.0, temperature)
         count = length + int(generated.ended[row])
         mean = float(generated.log_prob[row]) / max(count, 1)
         return Answer(text, mean, count, float(generated.no_speech[row]), temperature)
@@ -230,14 +256,16 @@ class AttentionRecognizer(Transcriber):
         whisper, finds_language = objective.whisper, False
         if whisper is not None and whisper.languages and objective.language is None:
             finds_language = True
-            objective = objective.replace(language=next(iter(whisper.languages)))
+            objective = objective.replace(language=whisper.languages[0][0])
         prompt = objective.prompt_ids(self.tokenizer)
 
         def run(params: Params, source: Source, temperature_B: Array, keys_B: Array, limit_B: Array) -> Generated:
             decoder, rows = functional.bind(self._graphdef, params).decoder, len(temperature_B)
             prompts = jnp.broadcast_to(jnp.asarray(prompt), (rows, len(prompt)))
             if finds_language:
-                prompts = prompts.at[:, 1].set(_languages(decoder, source, prompts[:, :1], whisper.languages.values()))
+                prompts = prompts.at[:, 1].set(
+                    _languages(decoder, source, prompts[:, :1], [id_ for _, id_ in whisper.languages])
+                )
             lengths, start = jnp.full(rows, len(prompt)), jnp.zeros(rows, jnp.int32)
             settings = {"max_new": most - len(prompt), "limit_B": limit_B}
             return generate(decoder, source, prompts, lengths, start, temperature_B, keys_B, self.rules, **settings)
@@ -246,13 +274,13 @@ class AttentionRecognizer(Transcriber):
 
 
 def _languages(
-    decoder: Any, source: Source, start_Bx1: Int[Array, "batch 1"], languages: Iterable[int]
+    decoder: Any, source: Source, start_Bx1: Int[Array, "batch 1"], languages: Sequence[int]
 ) -> Int[Array, " batch"]:
     """Returns the id of the most probable language of each row."""
     cache = init_cache(decoder.config, len(start_Bx1), 1)
     hidden, _ = decoder.decode(start_Bx1, jnp.zeros_like(start_Bx1), cache, source)
     logits: Float[Array, "batch vocab"] = decoder.logits(hidden[:, 0])
-    ids = jnp.asarray(list(languages), jnp.int32)
+    ids = jnp.asarray(languages, jnp.int32)
     return ids[jnp.argmax(logits[:, ids], axis=-1)]
 
 

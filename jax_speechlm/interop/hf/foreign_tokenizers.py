@@ -138,11 +138,11 @@ def read_whisper_tokenizer(
             raise ExportError(f"{folder / _GENERATION}: {setting} has ids that the model has not; copy it anew")
         return tuple(int(map_.ours[id_]) for id_ in listed if id_ >= 0)
 
-    languages = {}
+    languages = ()
     if generation["is_multilingual"] is not False:
         last = places["translate"] or places["transcribe"] or start
         inside = {name: id_ for name, id_ in names.items() if start < id_ < last}
-        languages = {name.strip("<|>"): int(map_.ours[id_]) for name, id_ in inside.items()}
+        languages = tuple((name.strip("<|>"), int(map_.ours[id_])) for name, id_ in inside.items())
     return tokenizer, WhisperTokens(
         start=local("startoftranscript"),
         no_timestamps=local("notimestamps"),

@@ -262,7 +262,9 @@ def _text_classifier(model: Model) -> tuple[Experiment, Tokenizer]:
 def _whisper(model: Model) -> tuple[Experiment, Tokenizer | None]:
     num_rows = _num_rows(model, model.settings, ("decoder", "embedding"))
     tokenizer, tokens = read_whisper_tokenizer(model.folder, model.values, num_rows)
-    return _of_speech(model, AED(label_smoothing=0.0, whisper=tokens), tokenizer)
+    experiment, _ = _of_speech(model, AED(label_smoothing=0.0, whisper=tokens))
+    # Each utterance of a packed row would become a window of its own.
+    return experiment.replace(data=experiment.data.replace(packed=False)), tokenizer
 
 
 def _speech_language_model(model: Model) -> tuple[Experiment, Tokenizer | None]:

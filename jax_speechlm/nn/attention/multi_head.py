@@ -33,16 +33,16 @@ def source_attention(
     k_BxHxSxK: Float[Array, "batch heads source head_dim"],
     v_BxHxSxK: Float[Array, "batch heads source head_dim"],
     mask_BxTxS: Bool[Array, "batch query source"],
-) -> tuple[Float[Array, "batch query heads head_dim"], Float[Array, "batch heads query source"]]:
+) -> Float[Array, "batch query heads head_dim"]:
     """Computes attention to another sequence, whose keys and values have heads before time, as products read them.
 
     Args:
       mask_BxTxS: True where a query may attend to a key; without any key a query gets the mean of all values.
 
     Returns:
-      The weighted means of the values, and the weights, in the type of the values.
+      The weighted means of the values, in their type.
     """
     q_BxTxHxK = q_BxTxHxK * q_BxTxHxK.shape[-1] ** -0.5
     scores = jnp.einsum("bthk,bhsk->bhts", q_BxTxHxK, k_BxHxSxK, preferred_element_type=jnp.float32)
     weights = masked_softmax(scores, mask_BxTxS[:, None], v_BxHxSxK.dtype)
-    return jnp.einsum("bhts,bhsk->bthk", weights, v_BxHxSxK), weights
+    return jnp.einsum("bhts,bhsk->bthk", weights, v_BxHxSxK)

@@ -34,7 +34,8 @@ class AED(ObjectiveConfig):
         "encoder" and "decoder".
       whisper: special ids of an imported Whisper, which its prompts are made of; None for a model whose texts begin
         with the boundary.
-      language: code of the texts' language, for a multilingual Whisper.
+      language: code of the texts' language, for a multilingual Whisper, which finds it by itself in transcription if
+        None; training needs it.
       task: "translate" trains on the English translation of each utterance in place of its text.
     """
 
@@ -67,16 +68,16 @@ class AED(ObjectiveConfig):
             raise ValueError(f"aed trains an encoder with an attention decoder, not a {model.kind}")
         check_features(model.encoder, frontend.mel)
         check_no_crop(frontend, "transcript")
-        vocabulary, prompt = Vocabulary.of(tokenizer), self.prompt_ids(tokenizer)
+        vocabulary = Vocabulary.of(tokenizer)
 
         def make(rngs):
             return EncoderDecoder(model, vocabulary.size, rngs=rngs)
 
         def score(module: EncoderDecoder, batch: Batch, key: PRNGKeyArray | None) -> Metrics:
-            return self._score(module.with_lora(), batch, key, frontend, vocabulary, prompt)
+            return self._score(module.with_lora(), batch, key, frontend, vocabulary, self.prompt_ids(tokenizer))
 
         def flops(batch: Mapping[str, Any]) -> float:
-            return _flops(batch, model, frontend, vocabulary.size, len(prompt))
+            return _flops(batch, model, frontend, vocabulary.size, self.added_tokens(tokenizer))
 
         return Objective.of(make, score, frozen=self.freeze, batch_flops=flops)
 

@@ -1,6 +1,5 @@
 """Special ids of Whisper's vocabularies, and the prompts that they form (Radford et al. 2022, section 2.3)."""
 
-from collections.abc import Mapping
 from typing import Literal
 
 import pydantic
@@ -19,7 +18,7 @@ class WhisperTokens(Config):
     Attributes:
       start: begins a prompt (<|startoftranscript|>).
       no_timestamps: ends the prompt of a text without times. The ids of times follow it.
-      languages: ids of languages by their code; empty in English models, whose prompts have no language and task.
+      languages: codes of languages and their ids; empty in English models, whose prompts have no language and task.
       transcribe, translate: ids of the tasks.
       previous: precedes the text before a window (<|startofprev|>).
       no_speech: predicted in place of a text where there is no speech (<|nospeech|>).
@@ -29,7 +28,7 @@ class WhisperTokens(Config):
 
     start: Id
     no_timestamps: Id
-    languages: Mapping[str, Id] = pydantic.Field(default_factory=dict)
+    languages: tuple[tuple[str, Id], ...] = ()
     transcribe: Id | None = None
     translate: Id | None = None
     previous: Id | None = None
@@ -58,8 +57,7 @@ class WhisperTokens(Config):
                     "transcribe, or import a multilingual one"
                 )
             return [self.start, *ends]
-        if language not in self.languages:
-            raise ValueError(
-                f"objective.language is {language!r}; this Whisper has {', '.join(sorted(self.languages))}"
-            )
-        return [self.start, self.languages[language], getattr(self, task), *ends]
+        languages = dict(self.languages)
+        if language not in languages:
+            raise ValueError(f"objective.language is {language!r}; this Whisper has {', '.join(sorted(languages))}")
+        return [self.start, languages[language], getattr(self, task), *ends]

@@ -56,7 +56,7 @@ def logits(subject: Subject) -> str:
     compute = compiled(lambda rngs: EncoderDecoder(run.experiment.model, size, rngs=rngs), run.params, row_logits)
     objective = run.experiment.objective
     if objective.whisper.languages and objective.language is None:
-        objective = objective.replace(language=next(iter(objective.whisper.languages)))
+        objective = objective.replace(language=objective.whisper.languages[0][0])
     prompt, worst, positions = objective.prompt_ids(run.tokenizer).tolist(), 0.0, 0
     most = min(_MOST_TOKENS, run.experiment.model.decoder.max_tokens - len(prompt))
     text = [id_ for each in subject.texts for id_ in run.tokenizer.encode(each)]

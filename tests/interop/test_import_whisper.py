@@ -1,0 +1,164 @@
+"""Whisper's folders become runs that transcribe, and go back as they were; damaged ones are refused with the file."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from jax_speechlm.inference.asr.aed import AttentionRecognizer, Fallback
+from jax_speechlm.inference.asr.decoder import Decoding
+from jax_speechlm.inference.load import open_transcriber
+from jax_speechlm.interop.folders import ExportError
+from jax_speechlm.interop.hf import weights
+from jax_speechlm.interop.hf.export import write_checked
+from jax_speechlm.interop.hf.import_ import import_run, read_folder
+from jax_speechlm.training.runs import LoadedRun
+from tests.interop.foreign_folders import TEXTS, change_json, load, write_whisper
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whisper") / "theirs"
+    write_whisper(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(theirs):
+    import_run(theirs, theirs.parent / "run")
+    return theirs.parent / "run"
+
+
+def copied(theirs, folder):
+    folder.mkdir()
+    for file in theirs.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+def test_a_folder_comes_back_as_it_was(theirs, run, tmp_path):
+    loaded = LoadedRun.read(run)
+    names, tokens = json.loads((theirs / "tokenizer.json").read_text()), loaded.experiment.objective.whisper
+    ids = {token["content"]: token["id"] for token in names["added_tokens"]}
+    folder_ids = loaded.tokenizer.places.theirs
+    assert folder_ids[tokens.start] == ids["<|startoftranscript|>"]
+    assert folder_ids[tokens.first_timestamp] == ids["<|notimestamps|>"] + 1
+    assert {code: int(folder_ids[id_]) for code, id_ in tokens.languages} == {"en": ids["<|en|>"], "de": ids["<|de|>"]}
+    generation = load(theirs, "generation_config.json")
+    assert folder_ids[list(tokens.suppressed)].tolist() == generation["suppress_tokens"]
+    assert folder_ids[list(tokens.suppressed_first)].tolist() == generation["begin_suppress_tokens"]
+    for text in TEXTS:
+        assert loaded.tokenizer.decode(loaded.tokenizer.encode(text)) == text
+    write_checked(loaded, tmp_path / "again")
+    arrays = weights.read_weights(tmp_path / "again")
+    for name, array in weights.read_weights(theirs).items():
+        np.testing.assert_array_equal(arrays[name], array)
+    for name in ("generation_config.json", "tokenizer.json", "preprocessor_config.json"):
+        assert load(tmp_path / "again", name) == load(theirs, name)
+    original = load(theirs, "config.json")
+    again = load(tmp_path / "again", "config.json")
+    assert {name: again[name] for name in original} == original
+    assert read_folder(tmp_path / "again").experiment.objective == loaded.experiment.objective
+
+
+def test_it_transcribes_whatever_else_is_in_the_batch(run):
+    model = open_transcriber(run)
+    assert isinstance(model, AttentionRecognizer)
+    assert model.fallback == Fallback()
+    model = dataclasses.replace(
+        model, fallback=Fallback(temperatures=(0.0, 0.7), log_prob=0.0)
+    )  # so that all are drawn
+    rng = np.random.default_rng(0)
+    clips = [rng.normal(0, 2000, length).astype(np.int16) for length in (9000, 16_000, 3000, 12_000, 7000)]
+    together = [each.text for each in model.transcribe(clips, max_seconds=2.0)]
+    assert len(set(together)) > 1
+    assert [next(model.transcribe([clip], max_seconds=2.0)).text for clip in clips[:2]] == together[:2]
+    batch = {"audio": np.stack([np.pad(clip, (0, 16_000 - len(clip)), constant_values=9) for clip in clips])}
+    batch |= {"audio_length": np.array(list(map(len, clips)), np.int32), "example_id": np.array([4, 2, -1, 7, 9])}
+    found = model.transcribe_batches([batch])
+    assert {row: " ".join(each.text.split()) for row, each in found.items()} == dict(
+        zip((4, 2, 7, 9), (together[row] for row in (0, 1, 3, 4)), strict=True)
+    )
+    whole = np.concatenate(clips)[None]
+    long = {"audio": whole, "audio_length": np.array([whole.shape[1]], np.int32), "example_id": np.array([3])}
+    windows = next(model.transcribe([whole[0]], max_seconds=60.0))  # cut to windows of what the encoder takes
+    assert len(windows.segments) > 2
+    assert model.recognize([long]) == {3: windows.text}
+    assert {answer.temperature for answer in model.encode([batch]).values()} == {0.7}
+
+
+def test_what_only_ctc_decoding_has_is_refused(run):
+    assert AttentionRecognizer.load(run, Decoding(decoder="greedy")).fallback.temperatures == (0.0,)
+    with pytest.raises(ValueError, match="was trained by aed, which is decoded greedily"):
+        AttentionRecognizer.load(run, Decoding(decoder="beam"))
+
+
+def test_a_text_of_noise_is_left_out(run):
+    model = open_transcriber(run)
+    answer = model.encode([])
+    assert answer == {}
+    quiet = model._without_noise(_answer("you", -1.5, 0.9))
+    assert quiet.text == ""
+    assert model._without_noise(_answer("you", -0.5, 0.9)).text == "you"
+    assert model._fails(_answer("you", -1.5, 0.1))
+    assert model._fails(_answer("ha " * 40, -0.1, 0.0))
+    assert not model._fails(_answer("you", -1.5, 0.9))
+
+
+def _answer(text, avg_logprob, no_speech):
+    from jax_speechlm.inference.asr.aed import Answer
+
+    return Answer(text, avg_logprob, 3, no_speech, 0.0)
+
+
+def _without(folder, name):
+    (folder / name).unlink()
+
+
+DAMAGES = {
+    "another feature extractor": (
+        lambda folder: change_json(folder, "preprocessor_config.json", feature_size=80),
+        r"front end gives 80 features, model.input_dim is 16",
+    ),
+    "longer windows": (
+        lambda folder: change_json(folder, "preprocessor_config.json", chunk_length=30),
+        r"windows of 30 s, 1500 frames, and the encoder has positions for 50",
+    ),
+    "another tokenizer": (
+        lambda folder: change_json(folder, "tokenizer.json", added_tokens=[]),
+        r"has not the tokens <\|startoftranscript\|>|which the tokenizer has not",
+    ),
+    "another start": (
+        lambda folder: change_json(folder, "config.json", decoder_start_token_id=3),
+        r"decoder_start_token_id of config.json is 3",
+    ),
+    "a suppressed id": (
+        lambda folder: change_json(folder, "generation_config.json", suppress_tokens=[1 << 20]),
+        r"suppress_tokens has ids that the model has not",
+    ),
+    "a scaled embedding": (
+        lambda folder: change_json(folder, "config.json", scale_embedding=True),
+        r"scale_embedding=True has no counterpart here",
+    ),
+    "no tokenizer": (lambda folder: _without(folder, "tokenizer.json"), r"has no tokenizer.json"),
+    "a count": (lambda folder: change_json(folder, "config.json", encoder_layers=-1), r"encoder_layers=-1 is not"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_folder_is_refused_with_its_file(theirs, tmp_path, damage):
+    folder = copied(theirs, tmp_path / "damaged")
+    change, message = DAMAGES[damage]
+    change(folder)
+    with pytest.raises(ExportError, match=message):
+        read_folder(folder)
+
+
+def test_a_folder_without_generation_config_has_stated_defaults(theirs, tmp_path, capsys):
+    folder = copied(theirs, tmp_path / "bare")
+    (folder / "generation_config.json").unlink()
+    tokens = read_folder(folder).experiment.objective.whisper
+    assert tokens.suppressed == ()
+    assert tokens.languages == ()
+    assert "no id is suppressed, and a vocabulary of" in capsys.readouterr().err
