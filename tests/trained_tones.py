@@ -12,8 +12,8 @@ import optax
 
 from data_pipelines.tokenizers.base import CharTokenizer
 from jax_speechlm.frontend.frontend import FrontEnd
-from jax_speechlm.frontend.logmel import LogMel
-from jax_speechlm.models.conformer import ConformerConfig
+from jax_speechlm.frontend.logmel import LogMel, log_mel
+from jax_speechlm.models.conformer import ConformerConfig, draw_chunk
 from jax_speechlm.nn import functional
 from jax_speechlm.objectives.asr.ctc import CTC
 from jax_speechlm.recipes.experiment import Experiment, Speech
@@ -28,6 +28,10 @@ MEL = LogMel(num_mel_bins=16, stack=4)
 MODEL = ConformerConfig(input_dim=MEL.input_dim, dim=32, num_layers=1, num_heads=2, kernel_size=7)
 EXPERIMENT = Experiment(
     data=Speech(sets=("tones",)), objective=CTC(), frontend=FrontEnd(mel=MEL), model=MODEL, num_steps=1
+)
+STREAMING = EXPERIMENT.replace(
+    frontend=FrontEnd(mel=MEL.replace(normalize="running")),
+    model=MODEL.replace(chunk_lengths=(2, 4), left_context=8),
 )
 _ROWS, _SECONDS, _STEPS = 6, 6, 100
 FRAME = MEL.frame_samples / RATE  # seconds
@@ -57,43 +61,46 @@ def random_text(rng: np.random.Generator, num_words: int) -> str:
     return " ".join(words)
 
 
-@functools.cache
-def trained_run() -> Path:
+def trained_run(experiment: Experiment = EXPERIMENT) -> Path:
     """The folder of a run that spells tones, trained once a session by whichever process needs it first."""
     shared = Path(os.environ["JAX_COMPILATION_CACHE_DIR"]) / "trained_tones"
-    shared.mkdir(exist_ok=True)
+    shared = shared / ("streaming" if experiment is STREAMING else "whole")
+    shared.mkdir(exist_ok=True, parents=True)
     folder = shared / "tones"
     with (shared / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (shared / "done").exists():
-            save_run(folder, EXPERIMENT, TOKENIZER, params=_train())
+            save_run(folder, experiment, TOKENIZER, params=_train(experiment))
             (shared / "done").touch()
     return folder
 
 
-def _train() -> functional.Params:
+def _train(experiment: Experiment) -> functional.Params:
     """Frame by frame, since it is known where each letter sounds: CTC from scratch would take minutes."""
-    objective = CTC().build(MODEL, EXPERIMENT.frontend, TOKENIZER)
+    objective = CTC().build(experiment.model, experiment.frontend, TOKENIZER)
+    graphdef = functional.declare(objective.make).graphdef
     optimizer = optax.adam(optax.warmup_cosine_decay_schedule(0.0, 8e-3, 10, _STEPS))
     params = functional.init(objective.make, jax.random.key(0))
     rng = np.random.default_rng(0)
 
-    def loss_fn(params, batch, targets_BxT):
-        logits_BxTxV, length_B = objective.logits(params, batch)
+    def loss_fn(params, batch, targets_BxT, key):
+        x_BxTxF, length_B = log_mel(batch["audio"], batch["audio_length"], experiment.frontend.mel)
+        chunk = draw_chunk(experiment.model, key)
+        (logits_BxTxV,) = functional.bind(graphdef, params)(x_BxTxF, length_B, chunk=chunk)
         loss_BxT = optax.softmax_cross_entropy_with_integer_labels(logits_BxTxV, targets_BxT)
         inside_BxT = jnp.arange(targets_BxT.shape[1]) < length_B[:, None]
         return jnp.sum(loss_BxT * inside_BxT) / jnp.sum(inside_BxT)
 
     # Tests compile without optimisation; this program runs long enough to pay for it.
     @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3})
-    def step(params, state, batch, targets_BxT):
-        loss, gradient = jax.value_and_grad(loss_fn)(params, batch, targets_BxT)
+    def step(params, state, batch, targets_BxT, key):
+        loss, gradient = jax.value_and_grad(loss_fn)(params, batch, targets_BxT, key)
         updates, state = optimizer.update(gradient, state)
         return optax.apply_updates(params, updates), state, loss
 
     state = optimizer.init(params)
-    for _ in range(_STEPS):
-        params, state, loss = step(params, state, *_batch(rng))
+    for key in jax.random.split(jax.random.key(1), _STEPS):
+        params, state, loss = step(params, state, *_batch(rng), key)
     assert loss < 0.2, f"the tiny recognizer has not learnt its language: {loss}"
     return jax.device_get(params)
 

@@ -1,10 +1,14 @@
 """`jax-speechlm transcribe` and `translate`: transcribe audio files to text, JSON or subtitles."""
 
 import contextlib
+import dataclasses
+import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import pydantic
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tyro.conf import OmitArgPrefixes, Positional
@@ -13,7 +17,9 @@ from data_pipelines.audio import decode
 from jax_speechlm.core.config import Config
 from jax_speechlm.inference.asr.base import Transcriber
 from jax_speechlm.inference.asr.decoder import Decoding
-from jax_speechlm.inference.load import open_transcriber
+from jax_speechlm.inference.asr.hypothesis import Endpointing, Partial
+from jax_speechlm.inference.load import TrainedModel, load, open_transcriber
+from jax_speechlm.inference.predictor import print_lines
 from jax_speechlm.inference.transcript import SUBTITLES, Format
 from jax_speechlm.training.checkpoints import CheckpointError
 
@@ -36,12 +42,34 @@ class Output(Config):
     seconds_per_batch: float = 60.0
 
 
+class Streaming(Config):
+    """Transcription as if the files were being recorded.
+
+    Attributes:
+      stream: print a line of JSON for each partial transcript that changes, as it would come, and the transcript last;
+        of runs that were trained to stream.
+      chunk_ms: length of a chunk, one that the run was trained on; None for the longest.
+      endpoint_ms: silence after speech that ends a segment; None for no such end.
+    """
+
+    stream: bool = False
+    chunk_ms: pydantic.PositiveInt | None = None
+    endpoint_ms: pydantic.PositiveFloat | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _needs_a_stream(self):
+        if not self.stream and (self.chunk_ms or self.endpoint_ms):
+            raise ValueError("--chunk-ms and --endpoint-ms are for streams: add --stream")
+        return self
+
+
 def transcribe_files(
     checkpoint: Positional[Path],
     files: Positional[tuple[Path, ...]],
     decoding: OmitArgPrefixes[Decoding] = Decoding(),  # noqa: B008  frozen
     ensemble: tuple[Path, ...] = (),
     output: OmitArgPrefixes[Output] = Output(),  # noqa: B008  frozen
+    streaming: OmitArgPrefixes[Streaming] = Streaming(),  # noqa: B008  frozen
 ) -> None:
     """Transcribes audio files of any format, sample rate, length and number of channels.
 
@@ -51,7 +79,31 @@ def transcribe_files(
       decoding: decoding settings; weights that `eval` tuned are in its report.
       ensemble: further runs with the same tokenizer and frame rate; the mean of their probabilities is decoded.
     """
-    _write(open_transcriber(checkpoint, decoding, ensemble), "transcribe", files, output)
+    if not streaming.stream:
+        _write(open_transcriber(checkpoint, decoding, ensemble), "transcribe", files, output)
+        return
+    if ensemble:
+        raise ValueError("streams are decoded with one model: leave out --ensemble")
+    if output not in (Output(), Output(format="json")):
+        raise ValueError("--stream prints lines of JSON: leave out the settings of output")
+    _print_stream(load(checkpoint, decoding), files, streaming)
+
+
+def _print_stream(model: TrainedModel, files: Sequence[Path], streaming: Streaming) -> None:
+    """Prints the transcripts of files that arrive chunk by chunk."""
+    silence = None if streaming.endpoint_ms is None else streaming.endpoint_ms / 1000
+    endpointing = Endpointing(silence_seconds=silence)
+
+    def describe(file: Path) -> dict[str, Any]:
+        stream, before = model.stream(chunk_ms=streaming.chunk_ms, endpointing=endpointing), Partial()
+        for samples in stream.pieces(decode.stream(file, rate=stream.sample_rate)):
+            partial = stream.accept(samples)
+            if (partial.text, partial.stable) != (before.text, before.stable):
+                print(json.dumps({"file": str(file), **partial.to_dict()}, ensure_ascii=False), flush=True)
+            before = partial
+        return json.loads(dataclasses.replace(stream.finalize(), file=str(file)).to_json())
+
+    print_lines(files, describe)
 
 
 def translate_files(

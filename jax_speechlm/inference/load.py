@@ -16,7 +16,9 @@ from jax_speechlm.decoding.lm.generate import Beam, Sampling
 from jax_speechlm.inference.asr.base import Transcriber
 from jax_speechlm.inference.asr.ctc import Recognizer
 from jax_speechlm.inference.asr.decoder import Decoding
+from jax_speechlm.inference.asr.hypothesis import Endpointing
 from jax_speechlm.inference.asr.speech_lm import SpeechLanguageModel
+from jax_speechlm.inference.asr.stream import Stream, StreamBatch
 from jax_speechlm.inference.embed import SpeechEncoder
 from jax_speechlm.inference.lm.causal import LanguageModel
 from jax_speechlm.inference.lm.generation import Continuation, UnitContinuation
@@ -75,6 +77,35 @@ class TrainedModel:
         self._check("transcribe")
         options = {"max_seconds": max_seconds, "seconds_per_batch": seconds_per_batch}
         return list(self.model.transcribe(_listed(recordings), **options))
+
+    def stream(
+        self,
+        *,
+        chunk_ms: int | None = None,
+        endpointing: Endpointing = Endpointing(),  # noqa: B008  frozen
+    ) -> Stream:
+        """Opens a stream: `accept(samples)` returns the transcript so far, `finalize()` the whole one.
+
+        Args:
+          chunk_ms: how often the transcript is extended; one that the run was trained on, None for the longest.
+          endpointing: when segments end.
+
+        Raises:
+          CheckpointError: the run was not trained to stream.
+          ValueError: it was not trained on such chunks, or it was loaded with a decoding other than greedy search.
+        """
+        return self.streams(1, chunk_ms=chunk_ms, endpointing=endpointing).join()
+
+    def streams(
+        self,
+        num_streams: int,
+        *,
+        chunk_ms: int | None = None,
+        endpointing: Endpointing = Endpointing(),  # noqa: B008  frozen
+    ) -> StreamBatch:
+        """Opens a batch of streams that are computed together; arguments and errors as of `stream`."""
+        self._check("stream")
+        return self.model.streams(num_streams, chunk_ms, endpointing)
 
     def embed(
         self, recordings: Recording | Sequence[Recording], *, layer: int | None = None, max_seconds: float = 30.0

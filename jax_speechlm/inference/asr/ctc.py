@@ -13,12 +13,14 @@ import numpy as np
 from jax_speechlm.core.batch import Batch
 from jax_speechlm.core.errors import CheckpointError
 from jax_speechlm.decoding.ctc.alignment import Span, Word, force_align, words_of
-from jax_speechlm.decoding.ctc.greedy import best_path, collapse
+from jax_speechlm.decoding.ctc.greedy import StreamingBestPath, best_path, collapse
 from jax_speechlm.decoding.ctc.posteriors import Frames, path_spans, utterances
 from jax_speechlm.decoding.ensemble import mean_probability
 from jax_speechlm.decoding.lm.ngram import SPACE
 from jax_speechlm.inference.asr.base import Transcriber, Transcription, separator_of
 from jax_speechlm.inference.asr.decoder import Decoder, Decoding, Posteriors
+from jax_speechlm.inference.asr.hypothesis import Endpointing
+from jax_speechlm.inference.asr.stream import StreamBatch, StreamingProgram
 from jax_speechlm.inference.predictor import Row, rows_by_id
 from jax_speechlm.inference.segmentation import AudioWindow
 from jax_speechlm.inference.transcript import Segment
@@ -38,7 +40,7 @@ class Recognizer(Transcriber):
     such a mixture no member can veto a token by a probability near zero.
     """
 
-    abilities: ClassVar[tuple[str, ...]] = ("transcribe", "embed")
+    abilities: ClassVar[tuple[str, ...]] = ("transcribe", "embed", "stream")
     joins_windows: ClassVar[bool] = True  # CTC frames of adjacent windows can be concatenated
 
     members: tuple[LoadedRun, ...]
@@ -131,6 +133,28 @@ class Recognizer(Transcriber):
     @functools.cached_property
     def separator(self) -> str:
         return separator_of(self.tokenizer)
+
+    def streams(self, num_streams: int, chunk_ms: int | None, endpointing: Endpointing) -> StreamBatch:
+        """Opens a batch of streams (`jax_speechlm.load(path).streams`).
+
+        Raises:
+          CheckpointError: the run was not trained to stream.
+          ValueError: it was not trained on such chunks, or the decoding is not greedy search with one model.
+        """
+        if self.decoder is not None or len(self.members) > 1:
+            raise ValueError(
+                f"streams are decoded by greedy search with one model, not by {self.decoding_description}: leave out "
+                "the settings of decoding and --ensemble"
+            )
+        if chunk_ms not in self._programs:
+            search = StreamingBestPath(self.experiment.model.dim, self.tokenizer.vocab_size)
+            self._programs[chunk_ms] = StreamingProgram(self.run, search, self.separator, chunk_ms)
+        return StreamBatch(self._programs[chunk_ms], num_streams, endpointing)
+
+    @functools.cached_property
+    def _programs(self) -> dict[int | None, StreamingProgram]:
+        """Compiled steps by the length of chunks."""
+        return {}
 
     def encode(self, batches: Iterable[Batch]) -> dict[int, Frames]:
         """Computes the frames per row: the best path for greedy decoding, all posteriors for a beam search."""
