@@ -55,4 +55,4 @@ def test_a_new_task_in_three_files_goes_through_every_command(copy):
     assert list((copy / "runs/entropy").rglob("report.json"))
     script = "import jax_speechlm; print(*jax_speechlm.load('runs/entropy').abilities)"
     loaded = subprocess.run([sys.executable, "-c", script], cwd=copy, env=environment, capture_output=True, text=True)
-    assert loaded.stdout.split() == ["transcribe", "embed"], loaded.stderr
+    assert loaded.stdout.split() == ["transcribe", "embed", "stream"], loaded.stderr

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int16
 
+from jax_speechlm.core.config import Config
 from jax_speechlm.frontend.logmel import PRE_EMPHASIS, START, LogMel, log_power, samples_before, span, without_level
-from jax_speechlm.frontend.synthesis_mel import SynthesisMel
 
 
 class LogMelState(NamedTuple):
@@ -93,7 +93,7 @@ class StreamingLogMel:
         return LogMelState(samples[:, self.chunk_samples :], mean), vectors
 
 
-def check_streams(mel: LogMel | SynthesisMel) -> None:
+def check_streams(mel: Config) -> None:
     """Raises ValueError if features cannot be computed while the samples arrive."""
     if not isinstance(mel, LogMel):
         raise ValueError(f"frontend.mel.variant {mel.variant} cannot stream: train with kaldi, librosa or nemo")
@@ -121,10 +121,12 @@ class SampleChunk(NamedTuple):
 class SampleChunks:
     """Cuts the samples of a stream, which arrive in pieces of any size, into the fixed-size chunks of steps."""
 
-    def __init__(self, stream: StreamingLogMel):
-        self._stream = stream
-        self._pieces: list[np.ndarray] = []
-        self._held = self._vectors = 0
+    def __init__(self, stream: StreamingLogMel, lead_vectors: int = 0):
+        """`lead_vectors` is the number of vectors, of zeros, before the first one of the stream."""
+        self._stream, self._lead_vectors = stream, lead_vectors
+        self._held = lead_vectors * stream.config.frame_samples
+        self._pieces: list[np.ndarray] = [np.zeros(self._held, np.float32)]
+        self._vectors = 0
         self._started = False
         self.num_samples = 0
         """Samples of the stream so far."""
@@ -140,7 +142,8 @@ class SampleChunks:
         lead = 0 if self._started else stream.lead_samples
         if self._held < lead + stream.chunk_samples:
             return None
-        samples = np.concatenate(self._pieces)
+        # A view of what is there, not a copy for each chunk of a long piece.
+        samples = self._pieces[0] if len(self._pieces) == 1 else np.concatenate(self._pieces)
         taken, rest = np.split(samples, [lead + stream.chunk_samples])
         self._pieces, self._held, started, self._started = [rest], len(rest), self._started, True
         self._vectors += stream.num_vectors
@@ -151,7 +154,8 @@ class SampleChunks:
         after them. They have no vector more than the full pass.
         """
         config, stream = self._stream.config, self._stream
-        left = config.num_frames(self.num_samples) - self._vectors
+        num_vectors = config.num_frames(self.num_samples)
+        left = num_vectors + self._lead_vectors - self._vectors if num_vectors else 0
         if left > 0 and config.variant == "nemo":
             # Samples of which pre-emphasis leaves zeros, as `log_mel` continues an utterance.
             decay = PRE_EMPHASIS ** np.arange(1, config.window // 2 - config.hop + 2, dtype=np.float32)

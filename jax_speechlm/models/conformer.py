@@ -30,7 +30,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.segments import Lengths, Segments, at_rate
-from jax_speechlm.nn.attention.relative import Chunk, KeysAndValues, RelativeAttention
+from jax_speechlm.nn.attention.relative import Chunk, KeysAndValues, PositionalContext, RelativeAttention
 from jax_speechlm.nn.functional import Remat, bind, parameter, scan_layers, stack
 from jax_speechlm.nn.layers import (
     Count,
@@ -94,11 +94,7 @@ class ConformerConfig(Config):
 
     @pydantic.model_validator(mode="after")
     def _left_context_holds_a_chunk(self):
-        if self.left_context is not None and self.left_context < max(self.chunk_lengths, default=0):
-            raise ValueError(
-                f"left_context ({self.left_context}) must be at least the longest of chunk_lengths "
-                f"({max(self.chunk_lengths)}), or None"
-            )
+        check_left_context(self)
         return self
 
     @property
@@ -111,9 +107,23 @@ class ConformerConfig(Config):
         """Feature vectors of one frame."""
         return 1
 
+    @property
+    def lead_vectors(self) -> int:
+        """Vectors before the first one that the first frame reads as zeros."""
+        return 0
+
     def num_frames(self, num_vectors: Count) -> Count:
         """Returns the number of frames of `num_vectors` feature vectors."""
         return num_vectors
+
+
+def check_left_context(config: Config) -> None:
+    """Raises ValueError if chunks are longer than the frames that are visible before them."""
+    if config.left_context is not None and config.left_context < max(config.chunk_lengths, default=0):
+        raise ValueError(
+            f"left_context ({config.left_context}) must be at least the longest of chunk_lengths "
+            f"({max(config.chunk_lengths)}), or None"
+        )
 
 
 SIZES = {
@@ -149,20 +159,26 @@ class CausalConvolution(nnx.Module):
     """LayerNorm -> pointwise (2x) -> GLU -> causal depthwise -> LayerNorm -> SiLU -> pointwise.
 
     The conformer's convolution module (Gulati et al. 2020, section 2.2), causal and without batch normalisation: the
-    output does not depend on the batch, on padding or on later frames.
+    output does not depend on the batch, on padding or on later frames. Of the config it needs `dim`, `kernel_size` and
+    `dropout`.
+
+    Args:
+      bias: whether its maps have one, the depthwise convolution included.
     """
 
-    def __init__(self, config: ConformerConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: Config, *, bias: bool = False, rngs: nnx.Rngs):
         dim, taps = config.dim, config.kernel_size
         self.rate = config.dropout
         self.norm_in = LayerNorm(dim, rngs=rngs)
         # Value and gate are a separate axis, so that sharding "mlp" keeps the two of a channel on one device.
-        self.expand = Linear((dim,), (2, dim), ("embed", None, "mlp"), bias=False, rngs=rngs)
+        self.expand = Linear((dim,), (2, dim), ("embed", None, "mlp"), bias=bias, rngs=rngs)
         self.depthwise = parameter(
             rngs.params(), (taps, dim), (None, "mlp"), jax.nn.initializers.truncated_normal(taps**-0.5)
         )
+        zeros = jax.nn.initializers.zeros
+        self.offset = parameter(rngs.params(), (dim,), ("mlp",), zeros, decays=False) if bias else None
         self.norm_mid = LayerNorm(dim, axis="mlp", rngs=rngs)
-        self.contract = Linear((dim,), (dim,), ("mlp", "embed"), bias=False, rngs=rngs)
+        self.contract = Linear((dim,), (dim,), ("mlp", "embed"), bias=bias, rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "batch time dim"], segments: Segments, keys: FrameKeys | None
@@ -191,6 +207,7 @@ class CausalConvolution(nnx.Module):
         return x[..., 0, :] * jax.nn.sigmoid(x[..., 1, :])
 
     def _contracted(self, x: Float[Array, "batch time dim"]) -> Float[Array, "batch time dim"]:
+        x = x if self.offset is None else x + self.offset[...].astype(x.dtype)
         return self.contract(jax.nn.silu(self.norm_mid(x)))
 
 
@@ -241,7 +258,7 @@ class MacaronLayer(nnx.Module):
         self,
         x: Float[Array, "batch time dim"],
         segments: Segments,
-        context: Chunk | Float[Array, "distances dim"] | None,
+        context: Chunk | PositionalContext | None,
         keys: FrameKeys | None,
     ) -> Float[Array, "batch time dim"]:
         """Returns the residual stream after the layer. `context` is passed to attention."""
@@ -262,7 +279,7 @@ class MacaronLayer(nnx.Module):
         state: "LayerState",
         x: Float[Array, "batch chunk dim"],
         visible_BxS: Bool[Array, "batch left_and_chunk"],
-        context: Float[Array, "distances dim"] | None,
+        context: PositionalContext | None,
     ) -> tuple["LayerState", Float[Array, "batch chunk dim"]]:
         """Processes the next chunk of a stream; `visible_BxS` and `context` are passed to attention."""
         segments = Segments.of(jnp.full(len(x), x.shape[1]))
@@ -330,7 +347,7 @@ class Encoder(nnx.Module):
           lengths: valid feature vectors per row, or the utterances of packed rows; may be 0. They become
             `frames_of(config, lengths)`.
           keys: one key an utterance (`jax_speechlm.core.batch.example_keys`) for dropout, or None for evaluation.
-          chunk: limits attention (see `chunk_mask`); None for the whole utterance. A FastConformer ignores it.
+          chunk: limits attention (see `chunk_mask`); None for the whole utterance.
           taps: layers whose output is returned too, counted from 1; 0 is the input of the first layer.
 
         Returns:
@@ -377,7 +394,7 @@ class Encoder(nnx.Module):
 
         return finish(x), {tap: finish(every_x[tap - 1] if tap else x_BxTxD) for tap in taps}
 
-    def _context(self, chunk: Chunk | None, num_frames: int) -> Chunk | Float[Array, "distances dim"] | None:
+    def _context(self, chunk: Chunk | None, num_frames: int) -> Chunk | PositionalContext | None:
         """Returns the context of each layer's attention, for rows of `num_frames`."""
         return chunk
 
@@ -404,7 +421,7 @@ class Encoder(nnx.Module):
           The state, float32 hidden states, arbitrary where there are no frames, and the number of frames.
         """
         embedding, x, num_frames_B = self._embed_step(state, x_BxVxF, num_vectors_B)
-        chunk, left = x.shape[1], state.layers.attention.key_BxSxHxK.shape[2]
+        chunk, left = x.shape[1], state.layers.attention.key_BxSxHxK.shape[2]  # [batch, layers, left, ...]
         past = jnp.arange(left) >= left - state.num_frames[:, None]
         visible_BxS = jnp.concatenate([past, jnp.arange(chunk) < num_frames_B[:, None]], axis=1)
         context = self._step_context(left + chunk)
@@ -429,7 +446,7 @@ class Encoder(nnx.Module):
         """Returns the state, the input of the layers, and the number of frames, of the next chunk."""
         return None, self.embed(x_BxVxF, num_vectors_B), num_vectors_B
 
-    def _step_context(self, num_keys: int) -> Float[Array, "distances dim"] | None:
+    def _step_context(self, num_keys: int) -> PositionalContext | None:
         """Returns the context of each layer's attention, for a chunk and the keys of a state."""
         return None
 
@@ -452,7 +469,7 @@ class Conformer(Encoder):
         return shard_batch_and_time(self.input(self.input_norm(x_BxTxF).astype(self.config.dtype)))
 
 
-def draw_chunk(config: ConformerConfig, key: PRNGKeyArray) -> Chunk | None:
+def draw_chunk(config: Config, key: PRNGKeyArray) -> Chunk | None:
     """Draws the chunk of one training step (Zhang et al. 2020, unified streaming and non-streaming training).
 
     Returns:

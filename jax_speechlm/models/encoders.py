@@ -40,5 +40,5 @@ def forward_flops(config: EncoderConfig, num_vectors: int, batch_size: int) -> f
 
 
 def draw_chunk(config: EncoderConfig, key: PRNGKeyArray) -> Chunk | None:
-    """Draws the chunk of a training step (see `conformer.draw_chunk`); None for other encoders, which look ahead."""
-    return conformer.draw_chunk(config, key) if isinstance(config, ConformerConfig) else None
+    """Draws the chunk of a training step (see `conformer.draw_chunk`); None without `chunk_lengths`."""
+    return None if isinstance(config, WhisperEncoderConfig) else conformer.draw_chunk(config, key)

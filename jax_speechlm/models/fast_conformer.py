@@ -2,7 +2,8 @@
 
 With the same weights it computes the same numbers as Hugging Face's `ParakeetEncoder`
 (`jax_speechlm.interop.hf.parakeet` converts the weights). Batch norm is replaced by a scale and an offset a channel,
-which it equals in evaluation, so that no output depends on the batch.
+which it equals in evaluation, so that no output depends on the batch. With `causal` it is the streaming form of Noroozi
+et al. 2024, `NemotronAsrStreamingEncoder` there (`jax_speechlm.interop.hf.nemotron`).
 
 Parameters at 80 mel bins:
 
@@ -24,12 +25,25 @@ import jax
 import jax.numpy as jnp
 import pydantic
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.segments import Lengths, Segments
-from jax_speechlm.models.conformer import Encoder, MacaronLayer, convolve
-from jax_speechlm.nn.attention.relative import Chunk, PositionalAttention, distance_sinusoids
+from jax_speechlm.models.conformer import (
+    CausalConvolution,
+    Encoder,
+    EncoderState,
+    MacaronLayer,
+    check_left_context,
+    convolve,
+)
+from jax_speechlm.nn.attention.relative import (
+    Chunk,
+    PositionalAttention,
+    PositionalContext,
+    QueryBlocks,
+    distance_sinusoids,
+)
 from jax_speechlm.nn.functional import Remat, bind, parameter, stack
 from jax_speechlm.nn.layers import Count, FrameKeys, LayerNorm, Linear, dropout
 from jax_speechlm.parallel import sequence
@@ -48,6 +62,10 @@ class FastConformerConfig(Config):
       kernel_size: taps of the depthwise convolution, centred on the present frame; odd.
       subsampling: feature vectors of one frame: 8 gives frames of 80 ms, 4 of 40 ms.
       channels: of the subsampling convolutions.
+      causal: whether convolutions look back only, with LayerNorm in the layers' instead of scale and offset; attention
+        then takes chunks, and a frame ends with its last feature vector, so that the first has one only.
+      chunk_lengths: as of `ConformerConfig`; only with `causal`.
+      left_context: as of `ConformerConfig`; only with `causal`.
       scale_input: whether the input of the layers is multiplied by the root of `dim`.
       bias: whether the linear maps of the layers have one.
       dropout: rate on the input of the layers, inside and after each feed-forward, after attention and convolution.
@@ -66,6 +84,9 @@ class FastConformerConfig(Config):
     kernel_size: pydantic.PositiveInt = 9
     subsampling: Literal[4, 8] = 8
     channels: pydantic.PositiveInt = 176
+    causal: bool = False
+    chunk_lengths: tuple[pydantic.PositiveInt, ...] = ()
+    left_context: pydantic.PositiveInt | None = None
     scale_input: bool = True
     bias: bool = True
     dropout: float = pydantic.Field(0.1, ge=0, lt=1)
@@ -81,7 +102,23 @@ class FastConformerConfig(Config):
             raise ValueError(f"input_dim ({self.input_dim}) must be a multiple of subsampling ({self.subsampling})")
         if self.kernel_size % 2 == 0:
             raise ValueError(f"kernel_size ({self.kernel_size}) must be odd: its middle is the present frame")
+        if not self.causal and (self.chunk_lengths or self.left_context):
+            raise ValueError("chunk_lengths and left_context are for causal convolutions: set causal, or neither")
+        check_left_context(self)
         return self
+
+    @property
+    def lead_vectors(self) -> int:
+        """Vectors before the first one that the first frame reads as zeros."""
+        return self.subsampling - 1 if self.causal else 0
+
+    @property
+    def num_bins(self) -> int:
+        """Bins of a frame after the convolutions."""
+        bins, remaining = self.input_dim, self.subsampling
+        while remaining > 1:
+            bins, remaining = bins // 2 + self.causal, remaining // 2
+        return bins
 
     @property
     def ffn_dim(self) -> int:
@@ -90,7 +127,8 @@ class FastConformerConfig(Config):
 
     def num_frames(self, num_vectors: Count) -> Count:
         """Returns the number of frames of `num_vectors` feature vectors, rounded up."""
-        return -(-num_vectors // self.subsampling)
+        frames = -(-(num_vectors + self.lead_vectors) // self.subsampling)
+        return frames * (num_vectors > 0) if self.lead_vectors else frames
 
 
 SIZES = {
@@ -105,7 +143,8 @@ SIZES = {
 class Separable(nnx.Module):
     """Depthwise convolution with stride 2 over time and bins -> linear over channels -> ReLU."""
 
-    def __init__(self, channels: int, *, rngs: nnx.Rngs):
+    def __init__(self, channels: int, causal: bool, *, rngs: nnx.Rngs):
+        self.causal = causal
         initializer = jax.nn.initializers.truncated_normal(1 / 3)  # nine values are summed
         self.depthwise = parameter(rngs.params(), (9, channels), (None, None), initializer)
         self.bias = parameter(rngs.params(), (channels,), (None,), jax.nn.initializers.zeros, decays=False)
@@ -116,7 +155,7 @@ class Separable(nnx.Module):
     ) -> Float[Array, "batch half less_bins channels"]:
         # A sum of shifted products is faster than a grouped convolution (see `layers.depthwise`).
         kernel, bias = (array[...].astype(x.dtype) for array in (self.depthwise, self.bias))
-        x = sum(part * taps for part, taps in zip(_neighbours(x, segment_BxT), kernel, strict=True)) + bias
+        x = sum(part * taps for part, taps in zip(_neighbours(x, segment_BxT, self.causal), kernel, strict=True)) + bias
         return jax.nn.relu(self.pointwise(x))
 
 
@@ -124,10 +163,10 @@ class Convolutions(nnx.Module):
     """Two or three convolutions over time and mel bins, 3 by 3 with stride 2; all but the first are separable."""
 
     def __init__(self, config: FastConformerConfig, *, rngs: nnx.Rngs):
-        self.subsampling = config.subsampling
+        self.subsampling, self.causal = config.subsampling, config.causal
         self.first = Linear((9,), (config.channels,), (None, None), gain=2**0.5, rngs=rngs)
-        self.second = Separable(config.channels, rngs=rngs)
-        self.third = Separable(config.channels, rngs=rngs) if config.subsampling == 8 else None
+        self.second = Separable(config.channels, config.causal, rngs=rngs)
+        self.third = Separable(config.channels, config.causal, rngs=rngs) if config.subsampling == 8 else None
 
     def __call__(self, groups: Float[Array, "batch frames values"]) -> Float[Array, "batch frames out"]:
         """Returns the values per frame, over all remaining bins and channels.
@@ -140,26 +179,30 @@ class Convolutions(nnx.Module):
         x, segment_BxT = vectors[..., :-1, None], vectors[..., -1]
 
         def first(x: Array, segment_BxT: Array) -> Array:
-            return jax.nn.relu(self.first(jnp.concatenate(_neighbours(x, segment_BxT), axis=-1)))
+            return jax.nn.relu(self.first(jnp.concatenate(_neighbours(x, segment_BxT, self.causal), axis=-1)))
 
         for layer in [first, self.second] + ([] if self.third is None else [self.third]):
             x = layer(x, segment_BxT)
             # The bias makes padding nonzero, and the next convolution would mix it into real frames. Each convolution
-            # keeps the frames at even positions, so half of an utterance's, rounded up.
-            segment_BxT = segment_BxT[:, ::2]
+            # keeps the frames at even positions, so half of an utterance's, rounded up; a causal one those that read
+            # the utterance by their second value, too.
+            first_BxT, second_BxT = segment_BxT[:, ::2], segment_BxT[:, 1::2]
+            segment_BxT = jnp.maximum(first_BxT, second_BxT) if self.causal else first_BxT
             x = jnp.where((segment_BxT > 0)[..., None, None], x, 0)
         return x.reshape(*groups.shape[:2], -1)
 
 
 def _neighbours(
-    x: Float[Array, "batch time bins channels"], segment_BxT: Float[Array, "batch time"]
+    x: Float[Array, "batch time bins channels"], segment_BxT: Float[Array, "batch time"], causal: bool
 ) -> list[Float[Array, "batch half less_bins channels"]]:
     """Returns the nine shifted views of a 3 by 3 window with stride 2, with zeros before the first value.
 
-    Time and bins are even. An utterance starts at an even position, so its first window alone reaches beyond it.
+    Time is even, and bins if not causal. An utterance starts at an even position, so its first window alone reaches
+    beyond it. Causal windows have two zeros before the first bin, and one after the last.
     """
     _, time, bins, _ = x.shape
-    x = jnp.pad(x, ((0, 0), (1, 0), (1, 0), (0, 0)))
+    x = jnp.pad(x, ((0, 0), (1, 0), (2, 1) if causal else (1, 0), (0, 0)))
+    bins += 2 * causal
     earlier = jnp.pad(segment_BxT, ((0, 0), (1, 0)))[:, : time - 1 : 2] == segment_BxT[:, ::2]
     views = [x[:, i : i + time - 1 : 2, j : j + bins - 1 : 2] for i in range(3) for j in range(3)]
     return [jnp.where(earlier[..., None, None], view, 0) if i < 3 else view for i, view in enumerate(views)]
@@ -172,20 +215,36 @@ class Subsampling(nnx.Module):
         self.config = config
         self.convolutions = Convolutions(config, rngs=rngs)
         # The bias is nonzero for the sake of frames that SpecAugment masks (see `Conformer`).
-        values = config.input_dim // config.subsampling, config.channels
+        values = config.num_bins, config.channels
         self.out = Linear(values, (config.dim,), (None, None, "embed"), bias_scale=0.5, rngs=rngs)
 
     def __call__(
         self, x_BxTxF: Float[Array, "batch time features"], lengths: Lengths
     ) -> Float[Array, "batch frames dim"]:
-        config, num_vectors = self.config, x_BxTxF.shape[1]
-        segment_BxTx1 = Segments.of(lengths).segment(num_vectors)[..., None]
-        vectors = jnp.where(segment_BxTx1 > 0, x_BxTxF, 0)
-        vectors = jnp.concatenate([vectors, segment_BxTx1], axis=-1).astype(config.dtype)
+        config, num_vectors, lead = self.config, x_BxTxF.shape[1], self.config.lead_vectors
         num_frames = config.num_frames(num_vectors)
-        vectors = jnp.pad(vectors, ((0, 0), (0, num_frames * config.subsampling - num_vectors), (0, 0)))
+        vectors = _numbered(x_BxTxF, Segments.of(lengths).segment(num_vectors), config)
+        after = num_frames * config.subsampling - num_vectors - lead if num_frames else 0
+        vectors = jnp.pad(vectors, ((0, 0), (lead if num_frames else 0, after), (0, 0)))
         groups = shard_batch_and_time(sequence.pad_time(vectors.reshape(len(vectors), num_frames, -1)))
+        return self._frames(groups, num_frames)
 
+    def step(
+        self,
+        state: Float[Array, "batch 1 values"],
+        x_BxVxF: Float[Array, "batch vectors features"],
+        valid_BxV: Bool[Array, "batch vectors"],
+    ) -> tuple[Float[Array, "batch 1 values"], Float[Array, "batch frames dim"]]:
+        """Subsamples the next frames of a stream; the state is the last frame's vectors."""
+        vectors = _numbered(x_BxVxF, valid_BxV.astype(jnp.int32), self.config)
+        groups = vectors.reshape(len(vectors), vectors.shape[1] // self.config.subsampling, -1)
+        groups = jnp.concatenate([state, groups], axis=1)
+        return groups[:, -1:], self._frames(groups, groups.shape[1])[:, 1:]
+
+    def _frames(
+        self, groups: Float[Array, "batch frames values"], num_frames: int
+    ) -> Float[Array, "batch {num_frames} dim"]:
+        config = self.config
         graphdef, params = nnx.split(self.convolutions)
 
         def convolve(groups: Array, params: nnx.State) -> Array:
@@ -196,6 +255,14 @@ class Subsampling(nnx.Module):
         # A frame depends on its own vectors and on the previous frame's.
         x = sequence.with_context(convolve, groups, (params,), past=1)[:, :num_frames]
         return self.out(x.reshape(*x.shape[:2], -1, config.channels))
+
+
+def _numbered(
+    x_BxTxF: Float[Array, "batch time features"], segment_BxT: Int[Array, "batch time"], config: FastConformerConfig
+) -> Float[Array, "batch time values"]:
+    """Returns feature vectors, 0 at padding, each followed by the number of its utterance."""
+    number = segment_BxT[..., None]
+    return jnp.concatenate([jnp.where(number > 0, x_BxTxF, 0), number], axis=-1).astype(config.dtype)
 
 
 class Convolution(nnx.Module):
@@ -234,14 +301,12 @@ class FastConformerLayer(MacaronLayer):
     def __init__(self, config: FastConformerConfig, *, rngs: nnx.Rngs):
         rate, bias = config.attention_dropout, config.bias
         attention = partial(PositionalAttention, config.dim, config.num_heads, rate, bias=bias)
-        super().__init__(config, attention, partial(Convolution, config), bias=bias, rngs=rngs)
+        convolution = partial(CausalConvolution, config, bias=bias) if config.causal else partial(Convolution, config)
+        super().__init__(config, attention, convolution, bias=bias, rngs=rngs)
 
 
 class FastConformer(Encoder):
-    """Encodes log-mel frames to one hidden state for every `subsampling` of them, rounded up.
-
-    Its convolutions look ahead, so chunked attention would not make it causal.
-    """
+    """Encodes log-mel frames to one hidden state for every `subsampling` of them, rounded up."""
 
     def __init__(self, config: FastConformerConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -250,11 +315,31 @@ class FastConformer(Encoder):
 
     def embed(self, x_BxTxF: Float[Array, "batch time features"], lengths: Lengths) -> Float[Array, "batch frames dim"]:
         """Returns the input of the layers, in the compute type; values at padding are arbitrary."""
-        x = self.subsampling(x_BxTxF, lengths)
+        return self._scaled(self.subsampling(x_BxTxF, lengths))
+
+    def _scaled(self, x: Float[Array, "batch frames dim"]) -> Float[Array, "batch frames dim"]:
         return shard_batch_and_time(x * self.config.dim**0.5 if self.config.scale_input else x)
 
-    def _context(self, chunk: Chunk | None, num_frames: int) -> Float[Array, "distances dim"]:
-        return distance_sinusoids(num_frames, self.config.dim).astype(self.config.dtype)
+    def _context(self, chunk: Chunk | None, num_frames: int) -> PositionalContext:
+        sinusoids = distance_sinusoids(num_frames, self.config.dim).astype(self.config.dtype)
+        return PositionalContext(sinusoids, chunk if self.config.causal else None)
+
+    def _init_embedding(self, batch: int) -> Float[Array, "batch 1 values"]:
+        config = self.config
+        return jnp.zeros((batch, 1, config.subsampling * (config.input_dim + 1)), config.dtype)
+
+    def _embed_step(
+        self, state: EncoderState, x_BxVxF: Array, num_vectors_B: Array
+    ) -> tuple[Array, Float[Array, "batch chunk dim"], Int[Array, " batch"]]:
+        config, place = self.config, jnp.arange(x_BxVxF.shape[1])
+        lead_B = jnp.where(state.num_frames == 0, config.lead_vectors, 0)
+        valid_BxV = (place >= lead_B[:, None]) & (place < num_vectors_B[:, None])
+        embedding, x = self.subsampling.step(state.embedding, x_BxVxF, valid_BxV)
+        return embedding, self._scaled(x), -(-num_vectors_B // config.subsampling)
+
+    def _step_context(self, num_keys: int) -> PositionalContext:
+        blocks = QueryBlocks(max_full=num_keys)
+        return PositionalContext(distance_sinusoids(num_keys, self.config.dim, blocks).astype(self.config.dtype))
 
 
 def forward_flops(config: FastConformerConfig, num_vectors: int, batch_size: int) -> float:
@@ -263,10 +348,9 @@ def forward_flops(config: FastConformerConfig, num_vectors: int, batch_size: int
     linear = (4 * config.ffn_dim + (4 + 3) * dim) * dim  # two feed-forwards, attention's four maps, pointwise 2 + 1
     distances = 2 * frames - 1
     attention = (2 * frames + distances) * dim
-    frame = config.num_layers * (linear + attention + config.kernel_size * dim) + config.input_dim * (
-        channels * dim // config.subsampling
-    )
-    # Values that each convolution outputs for one frame of the final rate.
+    frame = config.num_layers * (linear + attention + config.kernel_size * dim)
+    frame += config.num_bins * channels * dim
+    # Values that each convolution outputs for one frame of the final rate; a causal one has a bin more.
     values = [
         config.input_dim * config.subsampling // 4**stage for stage in (1, 2, 3) if 2**stage <= config.subsampling
     ]

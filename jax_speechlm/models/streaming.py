@@ -17,16 +17,22 @@ from jaxtyping import Array, Float, Int
 
 from jax_speechlm.models.conformer import ConformerConfig, EncoderState
 from jax_speechlm.models.encoders import EncoderConfig, make_encoder
+from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.attention.relative import Chunk
 
 
 def check_streams(config: EncoderConfig) -> None:
     """Raises ValueError if the encoder was not trained to stream; the message names the setting and what to train."""
-    if not isinstance(config, ConformerConfig):
+    if not isinstance(config, ConformerConfig | FastConformerConfig):
         raise ValueError(
-            "model.kind is fast_conformer, whose convolutions look ahead: train a conformer, with "
+            f"model.kind is {config.kind}, which attends to whole utterances: train a conformer with "
             "--model.chunk-lengths 8 16 --model.left-context 64"
+        )
+    if isinstance(config, FastConformerConfig) and not config.causal:
+        raise ValueError(
+            "model.causal is False, so the convolutions of the FastConformer look ahead: train with "
+            "--model.causal true --model.chunk-lengths 2 4 --model.left-context 32"
         )
     if not config.chunk_lengths:
         raise ValueError(
@@ -89,7 +95,10 @@ class StreamingEncoder:
         x_BxVxF: Float[Array, "batch vectors features"],
         num_vectors_B: Int[Array, " batch"],
     ) -> tuple[EncoderState, Float[Array, "batch chunk dim"], Int[Array, " batch"]]:
-        """Encodes the next chunk (`models.conformer.Encoder.step`); pure."""
+        """Encodes the next chunk (`models.conformer.Encoder.step`); pure.
+
+        A stream's first chunk begins with `config.lead_vectors` that are no part of the recording, and not read.
+        """
         return functional.bind(self._declared.graphdef, params).step(state, x_BxVxF, num_vectors_B)
 
     @functools.cached_property

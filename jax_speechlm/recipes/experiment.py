@@ -357,6 +357,12 @@ class Experiment(Config):
         return self.frontend.mel.frame_samples * self.model.subsampling
 
     @property
+    def gap_samples(self) -> int:
+        """Samples between utterances of packed rows, so that no window and no frame reads two of them."""
+        encoder, mel = getattr(self.model, "encoder", self.model), self.frontend.mel
+        return mel.gap_samples + getattr(encoder, "lead_vectors", 0) * mel.frame_samples
+
+    @property
     def slot_samples(self) -> int:
         """Divisor of the first sample of an utterance in packed rows: a frame, or an adapter's window of frames."""
         return self.frame_samples * getattr(self.model, "alignment", 1)

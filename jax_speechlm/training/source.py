@@ -109,7 +109,7 @@ def plan_speech(
     rows = {"row_seconds": data.row_seconds, "max_utterances": data.max_utterances}
     rows |= {"added_tokens": experiment.objective.added_tokens(tokenizer)}
     shared |= {"frame_samples": experiment.slot_samples}
-    return make_row_plan(*lengths, gap_samples=experiment.frontend.mel.gap_samples, **rows, **shared)
+    return make_row_plan(*lengths, gap_samples=experiment.gap_samples, **rows, **shared)
 
 
 def _shapes(experiment: Experiment) -> dict[str, Any]:

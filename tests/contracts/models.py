@@ -54,6 +54,7 @@ class Toy:
       pack: `(module, x [B, T, ...], segments, keys [B, N]) -> outputs, where each utterance's lie`, or None if it takes
         one utterance a row.
       multiple: divisor of the input at which an utterance of a packed row starts.
+      gap: inputs between the utterances of a packed row.
       unreached: parts of the names of parameters that may have no gradient.
     """
 
@@ -64,6 +65,7 @@ class Toy:
     longest: int = 24
     pack: Callable[..., Any] | None = None
     multiple: int = 1
+    gap: int = 0
     unreached: tuple[str, ...] = ()
 
     def inputs(self, seed: int, rows: int) -> np.ndarray:
@@ -99,7 +101,8 @@ class Toy:
 
     def forward_packed(self, x, lengths, keys, rows: list[list[int]]) -> dict[int, np.ndarray]:
         """Returns the outputs of each utterance, several of which share a row; junk fills the gaps."""
-        slots = [sum(-(-lengths[i] // self.multiple) * self.multiple for i in row) for row in rows]
+        slot = [-(-(length + self.gap) // self.multiple) * self.multiple for length in lengths]
+        slots = [sum(slot[i] for i in row) for row in rows]
         most = max(map(len, rows))
         packed = np.full((len(rows), max(slots) + 2 * self.multiple, *x.shape[2:]), 1e4, x.dtype)
         start, length = np.zeros((2, len(rows), most), np.int32)
@@ -109,7 +112,7 @@ class Toy:
             for number, i in enumerate(row):
                 packed[place, at : at + lengths[i]] = x[i, : lengths[i]]
                 start[place, number], length[place, number], ids[place, number] = at, lengths[i], i
-                at += -(-lengths[i] // self.multiple) * self.multiple
+                at += slot[i]
         y, lie = jax.device_get(
             self._packed_program(self.params, packed, Segments(jnp.array(start), jnp.array(length)), keys[ids])
         )
@@ -138,7 +141,9 @@ def _encoder(config: EncoderConfig, longest: int) -> Toy:
         return call(module, x, segments, keys), frames_of(config, segments)
 
     fixed = ("['position']",) if isinstance(config, WhisperEncoderConfig) else ()  # not trained
-    return Toy(make, call, config.num_frames, config.input_dim, longest, pack, config.subsampling, fixed)
+    lead = getattr(config, "lead_vectors", 0)
+    settings = {"multiple": config.subsampling, "gap": lead, "unreached": fixed}
+    return Toy(make, call, config.num_frames, config.input_dim, longest, pack, **settings)
 
 
 def _encoder_decoder(config: EncoderDecoderConfig) -> Toy:
@@ -393,6 +398,7 @@ CONFORMER, FAST_CONFORMER, WHISPER, *_ = objectives.MODELS.values()
 TOYS = CODECS | {
     "conformer": _encoder(CONFORMER.replace(left_max=6, right_max=3, dropout=0.2), 24),
     "fast_conformer": _encoder(FAST_CONFORMER.replace(dropout=0.2), 72),
+    "fast_conformer, causal": _encoder(FAST_CONFORMER.replace(dropout=0.2, causal=True), 72),
     "whisper": _encoder(WHISPER.replace(dropout=0.2), 30),
     "encoder_decoder": _encoder_decoder(objectives.AED_MODEL.replace(lora=LoRA())),
     "transformer, causal": _transformer(objectives.CAUSAL),

@@ -6,6 +6,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+JUNK = 1e3  # in elements that a step does not read
+
 
 def random_cuts(seed: int, length: int) -> list[int]:
     """Returns lengths of pieces that add up to `length`: random ones, with an empty piece and pieces of one element."""
@@ -62,16 +64,24 @@ class InChunks:
       step: `(state, chunk [B, size, ...], valid [B]) -> (state, output [B, n, ...], valid outputs [B])`.
       size: elements of a chunk.
       width: values of an element.
+      lead: elements before the first one of a stream that the step does not read.
     """
 
-    def __init__(self, init: Callable[[int], Any], step: Callable[..., tuple[Any, Any, Any]], size: int, width: int):
-        self._init, self._step, self._size, self._width = init, step, size, width
+    def __init__(
+        self,
+        init: Callable[[int], Any],
+        step: Callable[..., tuple[Any, Any, Any]],
+        size: int,
+        width: int,
+        lead: int = 0,
+    ):
+        self._init, self._step, self._size, self._width, self._lead = init, step, size, width, lead
 
     def init(self, batch: int) -> Any:
-        return np.zeros((batch, 0, self._width), np.float32), self._init(batch)
+        return np.full((batch, self._lead, self._width), JUNK, np.float32), self._init(batch), 0
 
     def step(self, state: Any, piece: Any) -> tuple[Any, Any]:
-        held, inner = state
+        held, inner, total = state
         held = np.concatenate([held, piece], axis=1)
         outputs = []
         while held.shape[1] >= self._size:
@@ -81,14 +91,14 @@ class InChunks:
         if not outputs:  # a step without valid elements changes nothing
             inner, output = self._run(inner, self._padded(held), 0)
             outputs.append(output)
-        return (held, inner), np.concatenate(outputs, axis=1)
+        return (held, inner, total + piece.shape[1]), np.concatenate(outputs, axis=1)
 
     def finalize(self, state: Any) -> Any:
-        held, inner = state
-        return self._run(inner, self._padded(held), held.shape[1])[1]
+        held, inner, total = state
+        return self._run(inner, self._padded(held), held.shape[1] if total else 0)[1]
 
     def _padded(self, held: np.ndarray) -> np.ndarray:
-        return np.pad(held, ((0, 0), (0, self._size - held.shape[1]), (0, 0)), constant_values=1e3)
+        return np.pad(held, ((0, 0), (0, self._size - held.shape[1]), (0, 0)), constant_values=JUNK)
 
     def _run(self, inner: Any, chunk: np.ndarray, valid: int) -> tuple[Any, np.ndarray]:
         inner, output, num = self._step(inner, jnp.asarray(chunk), jnp.full(len(chunk), valid))

@@ -45,13 +45,13 @@ def runs(tmp_path_factory):
 
 def test_recognizers_transcribe_and_embed():
     model = jax_speechlm.load(trained_run())
-    assert (model.kind, model.abilities) == ("ctc", ("transcribe", "embed"))
+    assert (model.kind, model.abilities) == ("ctc", ("transcribe", "embed", "stream"))
     assert len(model.transcribe(SOUNDS)) == 3
     alone = [model.embed(each)[0] for each in SOUNDS]
     for one, other in zip(alone, model.embed(SOUNDS), strict=True):
         assert one.shape[1] == model.model.experiment.model.dim
         np.testing.assert_allclose(one, other, atol=2e-3)
-    with pytest.raises(CheckpointError, match=r"has transcribe and embed but no score: load a run .* causal_lm"):
+    with pytest.raises(CheckpointError, match=r"and stream but no score: load a run .* causal_lm"):
         model.score(["abc"])
 
 

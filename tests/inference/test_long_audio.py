@@ -156,7 +156,7 @@ def test_opened_by_path_it_does_the_same():
     samples, _ = speak("cab ba", 6)
     model = jax_speechlm.load(trained_run())
     assert isinstance(model, jax_speechlm.TrainedModel)
-    assert model.abilities == ("transcribe", "embed")
+    assert model.abilities == ("transcribe", "embed", "stream")
     assert [each.text for each in model.transcribe(samples)] == ["cab ba"]
     (hidden,) = model.embed(samples)
     assert hidden.shape == (model.model.experiment.frontend.mel.num_frames(len(samples)), 32)

@@ -11,6 +11,7 @@ from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.encoders import make_encoder
 from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.models.streaming import StreamingEncoder
+from jax_speechlm.models.whisper import WhisperEncoderConfig
 from jax_speechlm.nn import functional
 from tests.contracts.streaming import InChunks, verify_streaming
 
@@ -18,7 +19,11 @@ CONFORMER = ConformerConfig(
     input_dim=6, dim=8, num_layers=2, num_heads=2, kernel_size=5, left_max=6, right_max=3, dropout=0.0,
     chunk_lengths=(1, 3, 4), left_context=7,
 )  # fmt: skip
-CONFIGS = {"conformer": CONFORMER}
+FAST_CONFORMER = FastConformerConfig(
+    input_dim=8, dim=8, num_layers=2, num_heads=2, kernel_size=5, channels=4, dropout=0.0, causal=True,
+    chunk_lengths=(1, 3), left_context=5,
+)  # fmt: skip
+CONFIGS = {"conformer": CONFORMER, "fast_conformer": FAST_CONFORMER, "four": FAST_CONFORMER.replace(subsampling=4)}
 
 
 def normal(seed, shape):
@@ -43,19 +48,26 @@ def model(name):
     return params, full
 
 
-@pytest.mark.parametrize(("name", "chunk_length"), [("conformer", 1), ("conformer", 4)])
+@pytest.mark.parametrize(
+    ("name", "chunk_length"), [("conformer", 1), ("conformer", 4), ("fast_conformer", 3), ("four", 1)]
+)
 def test_any_cut_gives_the_hidden_states_of_one_pass(name, chunk_length):
     params, full = model(name)
-    stream = StreamingEncoder(CONFIGS[name], chunk_length)
+    config = CONFIGS[name]
+    stream = StreamingEncoder(config, chunk_length)
     step = jax.jit(functools.partial(stream.step, params))
-    for length in (0, 1, 23):
-        chunks = InChunks(stream.init_state, step, stream.num_vectors, 6)
+
+    def one_pass(x):
+        return full(x, np.full(len(x), x.shape[1], np.int32), stream.chunk)
+
+    for length in (0, 1, 26 * config.subsampling - 3):
+        chunks = InChunks(stream.init_state, step, stream.num_vectors, config.input_dim, config.lead_vectors)
         verify_streaming(
             init=chunks.init,
             step=chunks.step,
             finalize=chunks.finalize,
-            full=lambda x: full(x, np.full(len(x), x.shape[1], np.int32), stream.chunk),
-            inputs=normal(1, (2, length, 6)),
+            full=lambda x: one_pass(x) if x.shape[1] else np.zeros((2, 0, config.dim)),
+            inputs=normal(1, (2, length, config.input_dim)),
         )
     assert step._cache_size() == 1
 
@@ -96,12 +108,21 @@ def test_streams_of_a_batch_join_and_leave_without_changing_each_other():
         (CONFORMER.replace(chunk_lengths=()), r"model.chunk_lengths is empty.*--model.chunk-lengths 8 16"),
         (CONFORMER.replace(left_context=None), r"model.left_context is None.*--model.left-context 64"),
         (CONFORMER.replace(chunk_lengths=(1, 2)), r"not trained on chunks of 4 frames: model.chunk_lengths has 1, 2"),
-        (FastConformerConfig(), r"model.kind is fast_conformer.*look ahead"),
+        (
+            WhisperEncoderConfig(),
+            r"model.kind is whisper_encoder, which attends to whole.*train a conformer",
+        ),
+        (FastConformerConfig(), r"model.causal is False.*look ahead: train with --model.causal true"),
     ],
 )
 def test_what_cannot_stream_names_the_setting_and_what_to_train(config, message):
     with pytest.raises(ValueError, match=message):
         StreamingEncoder(config, 4)
+
+
+def test_chunks_are_for_causal_convolutions():
+    with pytest.raises(ValueError, match="chunk_lengths and left_context are for causal convolutions: set causal"):
+        FAST_CONFORMER.replace(causal=False)
 
 
 def test_left_context_holds_the_longest_chunk():

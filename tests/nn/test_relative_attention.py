@@ -8,6 +8,7 @@ from jax_speechlm.nn import functional
 from jax_speechlm.nn.attention.relative import (
     BLOCKS,
     PositionalAttention,
+    PositionalContext,
     QueryBlocks,
     RelativeAttention,
     distance_sinusoids,
@@ -46,7 +47,7 @@ def test_long_rows_go_block_by_block_to_the_same_result(make, chunk, rows):
 
     def value_and_grad(blocks):
         graphdef = functional.declare(lambda rngs: make(blocks, rngs)).graphdef
-        context = distance_sinusoids(FRAMES, DIM, blocks) if make is positional else chunk
+        context = PositionalContext(distance_sinusoids(FRAMES, DIM, blocks)) if make is positional else chunk
 
         def loss(params):
             mixed = functional.bind(graphdef, params)(x, segments, context, FrameKeys(keys, segments))

@@ -67,6 +67,11 @@ class StreamingProgram:
         try:
             check_streams(self.run.experiment.model)
             StreamingLogMel(self.run.experiment.frontend.mel, 1)
+            if self.run.experiment.model.lead_vectors and self.run.experiment.frontend.mel.normalize:
+                raise ValueError(
+                    "model.causal reads vectors before the first, which would shift a running mean: train with "
+                    "--frontend.mel.normalize false"
+                )
         except ValueError as error:
             raise CheckpointError(f"{self.run.checkpoint}: was not trained to stream: {error}") from error
         _ = self.encoder
@@ -206,7 +211,7 @@ class Stream:
     def __init__(self, batch: StreamBatch, row: int):
         program = batch.program
         self._batch, self._row = batch, row
-        self._chunks = SampleChunks(program.features)
+        self._chunks = SampleChunks(program.features, program.run.experiment.model.lead_vectors)
         self._hypothesis = Hypothesis(program.run.tokenizer, program.frame_seconds, batch.endpointing)
 
     @property

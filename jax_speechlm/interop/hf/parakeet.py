@@ -25,27 +25,33 @@ _POINTWISE_2D = Layout(lambda x, c: x.T[..., None, None], lambda x, c: x[..., 0,
 _THREE_BY_THREE = Layout(lambda x, c: x.T.reshape(c.channels, 1, 3, 3), lambda x, c: x.reshape(c.channels, 9).T)
 _FRAME = Layout(  # a subsampled frame's values: ours [bins, channels], theirs in the order channels, bins
     lambda x, c: x.transpose(2, 1, 0).reshape(c.dim, -1),
-    lambda x, c: x.reshape(c.dim, c.channels, c.input_dim // c.subsampling).transpose(2, 1, 0),
+    lambda x, c: x.reshape(c.dim, c.channels, c.num_bins).transpose(2, 1, 0),
 )
 
 
-def _separable(name: str, first: int) -> list[Row]:
-    path, layers = f"subsampling.convolutions.{name}", "subsampling.layers"
+def _separable(name: str, depthwise: str, pointwise: str) -> list[Row]:
+    path = f"subsampling.convolutions.{name}"
     return [
-        Row(f"{path}.depthwise", f"{layers}.{first}.weight", _THREE_BY_THREE),
-        Row(f"{path}.bias", f"{layers}.{first}.bias", SAME),
-        *linear(f"{path}.pointwise", f"{layers}.{first + 1}", _POINTWISE_2D),
+        Row(f"{path}.depthwise", f"{depthwise}.weight", _THREE_BY_THREE),
+        Row(f"{path}.bias", f"{depthwise}.bias", SAME),
+        *linear(f"{path}.pointwise", pointwise, _POINTWISE_2D),
     ]
 
 
-def _encoder(config: FastConformerConfig) -> list[Row]:
+def encoder_rows(config: FastConformerConfig, first: str, separable: list[tuple[str, str]]) -> list[Row]:
+    """Returns the rows that FastConformers have in common: all but the norm of the convolution modules.
+
+    Args:
+      first: name of the first subsampling convolution.
+      separable: names of the depthwise and the pointwise part of the second and the third.
+    """
     layer, attention, convolution = "layers.{}.", "layers.{}.self_attn", "layers.{}.conv"
     has_bias, ffn = config.bias, f"{layer}feed_forward"
     bias, gated_bias = (SAME, mapping.GATED_BIAS) if has_bias else (None, None)
-    rows = [
-        *linear("subsampling.convolutions.first", "subsampling.layers.0", _THREE_BY_THREE),
-        *_separable("second", 2),
-        *(_separable("third", 5) if config.subsampling == 8 else []),
+    return [
+        *linear("subsampling.convolutions.first", first, _THREE_BY_THREE),
+        *_separable("second", *separable[0]),
+        *(_separable("third", *separable[1]) if config.subsampling == 8 else []),
         *linear("subsampling.out", "subsampling.linear", _FRAME),
         *mapping.feed_forward(
             "layers.ffn1", f"{layer}norm_feed_forward1", f"{ffn}1.linear1", f"{ffn}1.linear2", has_bias
@@ -55,16 +61,24 @@ def _encoder(config: FastConformerConfig) -> list[Row]:
         Row("layers.attention.position.kernel", f"{attention}.relative_k_proj.weight", INTO_HEADS),
         Row("layers.attention.content_bias", f"{attention}.bias_u", SAME),
         Row("layers.attention.position_bias", f"{attention}.bias_v", SAME),
-        *norm("layers.convolution.norm", f"{layer}norm_conv"),
+        *norm(f"layers.convolution.{'norm_in' if config.causal else 'norm'}", f"{layer}norm_conv"),
         *linear("layers.convolution.expand", f"{convolution}.pointwise_conv1", mapping.GATED, gated_bias),
         Row("layers.convolution.depthwise", f"{convolution}.depthwise_conv.weight", mapping.DEPTHWISE),
-        Row("layers.convolution.scale", f"{convolution}.norm.weight", SAME),
-        Row("layers.convolution.offset", f"{convolution}.norm.bias", SAME),
         *linear("layers.convolution.contract", f"{convolution}.pointwise_conv2", mapping.POINTWISE, bias),
         *mapping.feed_forward(
             "layers.ffn2", f"{layer}norm_feed_forward2", f"{ffn}2.linear1", f"{ffn}2.linear2", has_bias
         ),
         *norm("layers.norm", f"{layer}norm_out"),
+    ]
+
+
+def _encoder(config: FastConformerConfig) -> list[Row]:
+    layers, norm_name = "subsampling.layers", "layers.{}.conv.norm"
+    separable = [(f"{layers}.{first}", f"{layers}.{first + 1}") for first in (2, 5)]
+    rows = [
+        *encoder_rows(config, f"{layers}.0", separable),
+        Row("layers.convolution.scale", f"{norm_name}.weight", SAME),
+        Row("layers.convolution.offset", f"{norm_name}.bias", SAME),
     ]
     return mapping.below("encoder", rows)
 
@@ -122,12 +136,8 @@ _RENAMED = {
     "dropout": "dropout",
     "attention_dropout": "attention_dropout",
 }
-_FIXED = {
-    "model_type": "parakeet_encoder",
-    "hidden_act": "silu",
-    "subsampling_conv_kernel_size": 3,
-    "subsampling_conv_stride": 2,
-}
+_CONVOLUTIONS = {"hidden_act": "silu", "subsampling_conv_kernel_size": 3, "subsampling_conv_stride": 2}
+_FIXED = {"model_type": "parakeet_encoder"} | _CONVOLUTIONS
 
 
 def config_from_hugging_face(values: Mapping[str, Any]) -> FastConformerConfig:
@@ -138,26 +148,42 @@ def config_from_hugging_face(values: Mapping[str, Any]) -> FastConformerConfig:
         values = values["encoder_config"]
         if not isinstance(values, dict):
             raise ValueError("config.json: encoder_config must be the settings of an encoder")
-    mapping.require_fixed(values, _FIXED | {"convolution_bias": values.get("attention_bias")})
+    mapping.require_fixed(values, _FIXED)
+    return FastConformerConfig(**settings_from_hugging_face(values))
+
+
+def settings_from_hugging_face(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Converts the settings that FastConformers have in common; raises ValueError for other forms."""
+    mapping.require_fixed(values, _CONVOLUTIONS | {"convolution_bias": values.get("attention_bias")})
     renamed = {setting: values[name] for name, setting in _RENAMED.items()}
-    return FastConformerConfig(ffn_multiple=mapping.ffn_multiple(values), **renamed)
+    return {"ffn_multiple": mapping.ffn_multiple(values)} | renamed
 
 
 def config_to_hugging_face(config: FastConformerConfig, vocab_size: int | None = None) -> dict[str, Any]:
     """Returns the `config.json` of a `ParakeetEncoder`; with `vocab_size`, of a `ParakeetForCTC` with blank 0."""
-    renamed = {name: getattr(config, setting) for name, setting in _RENAMED.items()}
-    only_here = {
-        "convolution_bias": config.bias,
-        "intermediate_size": config.ffn_dim,
-        "activation_dropout": config.dropout,
-        "dropout_positions": 0.0,
-        "layerdrop": 0.0,
-    }
-    encoder = _FIXED | renamed | only_here
+    if config.causal:
+        raise ValueError("model.causal has no counterpart in Parakeet, whose convolutions look ahead")
+    encoder = _FIXED | settings_to_hugging_face(config)
     if vocab_size is None:
         return encoder | {"architectures": ["ParakeetEncoder"]}
     head = {"architectures": ["ParakeetForCTC"], "model_type": "parakeet_ctc", "vocab_size": vocab_size}
     return head | {"pad_token_id": 0, "encoder_config": encoder}
+
+
+def settings_to_hugging_face(config: FastConformerConfig) -> dict[str, Any]:
+    """Returns the settings that FastConformers have in common."""
+    renamed = {name: getattr(config, setting) for name, setting in _RENAMED.items()}
+    return (
+        _CONVOLUTIONS
+        | renamed
+        | {
+            "convolution_bias": config.bias,
+            "intermediate_size": config.ffn_dim,
+            "activation_dropout": config.dropout,
+            "dropout_positions": 0.0,
+            "layerdrop": 0.0,
+        }
+    )
 
 
 EXTRACTOR = "ParakeetFeatureExtractor"

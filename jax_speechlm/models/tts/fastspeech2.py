@@ -24,7 +24,7 @@ from jax_speechlm.models.conformer import Encoder, MacaronLayer
 from jax_speechlm.models.fast_conformer import Convolution as ConvolutionModule
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.models.tts.text import speaker_table, spread_speakers
-from jax_speechlm.nn.attention.relative import Chunk, PositionalAttention, distance_sinusoids
+from jax_speechlm.nn.attention.relative import Chunk, PositionalAttention, PositionalContext, distance_sinusoids
 from jax_speechlm.nn.convolution import Convolution
 from jax_speechlm.nn.functional import Remat, parameter, stack
 from jax_speechlm.nn.layers import Count, FrameKeys, LayerNorm, Linear, dropout, split_keys
@@ -202,8 +202,8 @@ class Conformer(Encoder):
         x = x.astype(self.config.dtype) * self.config.dim**0.5
         return self.encode(x, segments, keys=keys)[0]
 
-    def _context(self, chunk: Chunk | None, num_frames: int) -> Float[Array, "distances dim"]:
-        return distance_sinusoids(num_frames, self.config.dim).astype(self.config.dtype)
+    def _context(self, chunk: Chunk | None, num_frames: int) -> PositionalContext:
+        return PositionalContext(distance_sinusoids(num_frames, self.config.dim).astype(self.config.dtype))
 
 
 class TokenPredictor(nnx.Module):

@@ -305,6 +305,18 @@ class RelativeAttention(DistanceAttention):
         return scores + relative_shift(by_distance, first, k_BxTxHxK.shape[1], self.left_max, self.right_max)
 
 
+class PositionalContext(NamedTuple):
+    """What `PositionalAttention` shares between the layers of a model.
+
+    Attributes:
+      sinusoids_RxD: `distance_sinusoids` of the frames of a row.
+      chunk: limits the visible keys (see `chunk_mask`); None for no limit.
+    """
+
+    sinusoids_RxD: Float[Array, "distances dim"]
+    chunk: Chunk | None = None
+
+
 class PositionalAttention(DistanceAttention):
     """Multi-head self-attention with scores ((q + u)·k + (q + v)·W r) / sqrt(head_dim), r the sinusoids of a distance.
 
@@ -332,16 +344,23 @@ class PositionalAttention(DistanceAttention):
         self,
         x_BxTxD: Float[Array, "batch time dim"],
         segments: Segments,
-        sinusoids_RxD: Float[Array, "distances dim"],
+        context: PositionalContext,
         keys: FrameKeys | None,
     ) -> Float[Array, "batch time dim"]:
-        """Computes attention to the frames of the same utterance.
+        """Computes attention to the frames of the same utterance that `chunk_mask` allows."""
+        scores = partial(self._scores, self.position(context.sinusoids_RxD))
+        return self._mix(scores, x_BxTxD, self.query(x_BxTxD), segments, context.chunk, keys)
 
-        Args:
-          sinusoids_RxD: `distance_sinusoids` of the same number of frames.
-        """
-        scores = partial(self._scores, self.position(sinusoids_RxD))
-        return self._mix(scores, x_BxTxD, self.query(x_BxTxD), segments, None, keys)
+    def step(
+        self,
+        state: KeysAndValues,
+        x_BxCxD: Float[Array, "batch chunk dim"],
+        visible_BxS: Bool[Array, "batch left_and_chunk"],
+        context: PositionalContext,
+    ) -> tuple[KeysAndValues, Float[Array, "batch chunk dim"]]:
+        """Computes attention of the next chunk to the visible frames of the state and of itself."""
+        scores = partial(self._scores, self.position(context.sinusoids_RxD))
+        return self._mix_step(scores, state, x_BxCxD, self.query(x_BxCxD), visible_BxS)
 
     def _scores(self, r_RxHxK, q_BxQxHxK, first, k_BxTxHxK):
         dtype, (queries, time) = q_BxQxHxK.dtype, (q_BxQxHxK.shape[1], k_BxTxHxK.shape[1])

@@ -1,0 +1,27 @@
+"""CTC of streams on asterisk-en, characters, conformer XS at 40 ms a frame: chunks of 160, 320, 640 and 1,280 ms.
+
+jax-speechlm finetune --config debian/en_streaming --run-dir runs/streaming
+jax-speechlm eval runs/streaming --sets asterisk-en
+jax-speechlm transcribe runs/streaming prompt.wav --stream --chunk-ms 320
+
+`demo/finetune` without pretraining, with features that need no later audio, and in half of the steps a chunk drawn from
+those lengths, with up to 2.56 s of audio before it. `eval` decodes whole utterances, the other half.
+
+Result: not yet measured
+"""
+
+from jax_speechlm.objectives.asr.ctc import CTC
+from jax_speechlm.recipes.common import CONFORMER_XS, MASKED_MEL, MEL, on_cpu, small_batches
+from jax_speechlm.recipes.experiment import Experiment
+
+
+def config() -> Experiment:
+    return Experiment(
+        data=small_batches(
+            sets=("asterisk-en",), row_seconds=(8.0, 24.0), num_buckets=4, max_seconds=24.0, shortest_first_epochs=4
+        ),
+        objective=CTC(intermediate=(3,)),
+        frontend=MASKED_MEL.replace(mel=MEL.replace(normalize="running")),
+        model=CONFORMER_XS.replace(chunk_lengths=(4, 8, 16, 32), left_context=64),
+        **on_cpu(450, peak=4e-3, warmup_steps=70, eval_every=225),
+    )
