@@ -24,7 +24,7 @@ class SameOrigin:
         self.app, self.names = app, {name.lower() for name in names}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        error = self._refusal(scope) if scope["type"] == "http" else None
+        error = self._refusal(scope) if scope["type"] in ("http", "websocket") else None
         await (error.response() if error else self.app)(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> ApiError | None:

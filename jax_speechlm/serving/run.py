@@ -12,12 +12,16 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from data_pipelines.core.paths import AnyPath
 from jax_speechlm.core.errors import CheckpointError
+from jax_speechlm.inference.asr.base import Transcriber
 from jax_speechlm.inference.asr.decoder import Decoding
+from jax_speechlm.inference.asr.hypothesis import Endpointing
 from jax_speechlm.inference.load import open_transcriber
 from jax_speechlm.serving.admission import Limits, Requests
 from jax_speechlm.serving.app import make_app
+from jax_speechlm.serving.live import LiveStreams, StreamLimits
 from jax_speechlm.serving.server import make_server
 from jax_speechlm.serving.speech import Synthesis
+from jax_speechlm.serving.streaming import REALTIME, Streaming
 from jax_speechlm.serving.transcription import ROUTES, Transcription
 from jax_speechlm.serving.wyoming import Wyoming
 from jax_speechlm.tasks import resolve
@@ -36,6 +40,8 @@ def serve_run(
     max_seconds: float = 30.0,
     seconds_per_batch: float = 60.0,
     warm_up: bool = True,
+    chunk_ms: int | None = None,
+    streams: OmitArgPrefixes[StreamLimits] = StreamLimits(),  # noqa: B008  frozen
     wyoming_port: int | None = None,
     languages: tuple[str, ...] = ("en",),
 ) -> None:
@@ -60,6 +66,8 @@ def serve_run(
       max_seconds: longer recordings are encoded in overlapping windows of at most this length, cut at quiet places.
       seconds_per_batch: padded audio of a batch; affects memory and speed only.
       warm_up: compile the programs of all shapes before the first request; otherwise each when it is first needed.
+      chunk_ms: length of the chunks of live streams, one that the run was trained on; by default the longest.
+      streams: limits of live streams, which a run that was trained to stream answers at /v1/realtime and /.
       wyoming_port: also answer the protocol of Home Assistant's voice pipelines at this port.
       languages: of the runs, for Wyoming: Home Assistant offers a run for these languages only.
     """
@@ -67,7 +75,7 @@ def serve_run(
     services = [
         _voice(checkpoint, vocoder, requests)
         if "synthesize" in task_of_run(checkpoint).abilities
-        else _transcription(checkpoint, decoding, ensemble, requests, max_seconds, seconds_per_batch)
+        else _transcription(checkpoint, decoding, ensemble, requests, max_seconds, seconds_per_batch, streams, chunk_ms)
         for checkpoint in checkpoints
     ]
     listener, beside = _listen(host, port, "--port"), []
@@ -83,6 +91,9 @@ def serve_run(
     url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
     for service in services:
         print(f"{service.name} at {url} (a page), {url}{service.route}; Ctrl-C stops", flush=True)
+        if isinstance(service, Transcription) and service.streams_live:
+            address = url.replace("http", "ws", 1)
+            print(f"live streams at {address}{REALTIME} (OpenAI's form) and {address} (Vosk's)", flush=True)
     if wyoming_port is not None:
         print(f"Wyoming (Home Assistant) at tcp://{host}:{other.getsockname()[1]}", flush=True)
     if not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
@@ -105,6 +116,8 @@ def _transcription(
     requests: Requests,
     max_seconds: float,
     seconds_per_batch: float,
+    streams: StreamLimits,
+    chunk_ms: int | None,
 ) -> Transcription:
     transcriber = open_transcriber(checkpoint, decoding, ensemble)
     if transcriber.task not in ROUTES:
@@ -112,7 +125,22 @@ def _transcription(
             f"{checkpoint}: was trained to {transcriber.task}; only runs that transcribe, translate or synthesise can "
             "be served"
         )
-    return Transcription(transcriber, _name(transcriber.checkpoint), requests, max_seconds, seconds_per_batch)
+    name = _name(transcriber.checkpoint)
+    streaming = _streaming(transcriber, name, streams, chunk_ms)
+    return Transcription(transcriber, name, requests, max_seconds, seconds_per_batch, streaming)
+
+
+def _streaming(transcriber: Transcriber, name: str, limits: StreamLimits, chunk_ms: int | None) -> Streaming:
+    """Returns the live streams of a run, or why it has none; an error only if they were asked for."""
+    if "stream" not in transcriber.abilities:
+        return Streaming(None, name, limits, f"{name} cannot transcribe streams")
+    try:
+        batch = transcriber.streams(limits.max_streams, chunk_ms, Endpointing())
+    except (CheckpointError, ValueError) as error:
+        if chunk_ms is not None:
+            raise
+        return Streaming(None, name, limits, str(error))
+    return Streaming(LiveStreams(batch), name, limits)
 
 
 def _voice(checkpoint: Path, vocoder: str | None, requests: Requests) -> Synthesis:

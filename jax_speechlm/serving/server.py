@@ -16,6 +16,10 @@ STOP_SECONDS = 20
 """Time for requests in progress after SIGTERM, before they are cancelled. Platforms kill after 30 s."""
 
 
+MESSAGE_BYTES = 4 * 2**20
+"""Most bytes of a WebSocket's message."""
+
+
 class Protocol(H11Protocol):
     """HTTP/1.1 that closes connections whose client sends no request, or does not read the response, in time.
 
@@ -46,6 +50,10 @@ class Protocol(H11Protocol):
     def on_response_complete(self) -> None:
         self._wait_for_request()
         super().on_response_complete()
+
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        self._idle.cancel()  # a WebSocket has limits of its own (`serving.live.Socket`)
+        super().handle_websocket_upgrade(event)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -94,7 +102,8 @@ def make_server(
     config = uvicorn.Config(
         app,
         http=type("LimitedProtocol", (Protocol,), limits),
-        ws="none",
+        ws="websockets-sansio",
+        ws_max_size=MESSAGE_BYTES,
         log_level=log_level,
         server_header=False,
         timeout_keep_alive=math.ceil(idle_seconds),

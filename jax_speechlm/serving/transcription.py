@@ -16,6 +16,7 @@ from jax_speechlm.serving.answers import FORMATS, Wish
 from jax_speechlm.serving.batcher import Batcher, Caller
 from jax_speechlm.serving.forms import Body, Upload
 from jax_speechlm.serving.service import Service, chain
+from jax_speechlm.serving.streaming import Streaming
 from jax_speechlm.serving.streams import EventStream
 
 ROUTES = {"transcribe": "/v1/audio/transcriptions", "translate": "/v1/audio/translations"}
@@ -38,22 +39,41 @@ class Transcription(Service):
     picture_route = "/page/log-mel"
 
     def __init__(
-        self, transcriber: Transcriber, name: str, requests: Requests, max_seconds: float, seconds_per_batch: float
+        self,
+        transcriber: Transcriber,
+        name: str,
+        requests: Requests,
+        max_seconds: float,
+        seconds_per_batch: float,
+        streaming: Streaming | None = None,
     ):
         super().__init__(name, requests, transcriber.experiment, transcriber.params)
         self.transcriber, self.max_seconds, self.seconds_per_batch = transcriber, max_seconds, seconds_per_batch
         self.task, self.route = transcriber.task, ROUTES[transcriber.task]
+        self.streaming = streaming
         self.batcher = Batcher(lambda parts: transcriber.encode_audio(parts, seconds_per_batch), seconds_per_batch)
 
     def close(self) -> None:
         self.batcher.close()
+        if self.streaming is not None:
+            self.streaming.close()
 
     def programs(self) -> Sequence[Callable[[], Any]]:
         every = shapes(self.max_seconds, self.seconds_per_batch)
-        return [lambda shape=shape: self.transcriber.encode([empty_batch(*shape)]) for shape in every]
+        programs = [lambda shape=shape: self.transcriber.encode([empty_batch(*shape)]) for shape in every]
+        return programs + ([self.streaming.streams.compile] if self.streams_live else [])
+
+    @property
+    def streams_live(self) -> bool:
+        """Whether live streams are served."""
+        return self.streaming is not None and self.streaming.streams is not None
 
     def health(self) -> dict[str, dict[str, int | float]]:
-        return {"heard": {"windows": self.batcher.windows, "batches": self.batcher.batches}}
+        streams = self.streaming.health() if self.streaming is not None else {}
+        return {"heard": {"windows": self.batcher.windows, "batches": self.batcher.batches}} | streams
+
+    def details(self) -> dict[str, Any]:
+        return super().details() | {"streams": self.streams_live}
 
     def card(self) -> dict[str, Any]:
         transcriber = self.transcriber
@@ -75,6 +95,8 @@ class Transcription(Service):
             return EventStream(chain(response, responses))
 
         self.add_picture_route(app)
+        if self.streaming is not None:
+            self.streaming.add_routes(app)
 
     async def _responses(self, request: Request) -> AsyncGenerator[Response | dict[str, Any], None]:
         """Yields the response, or the events of an `EventStream`, all while the request counts as in progress."""

@@ -13,10 +13,13 @@ import numpy as np
 import soundfile
 
 from jax_speechlm.inference.asr.base import Transcriber
+from jax_speechlm.inference.asr.hypothesis import Endpointing
 from jax_speechlm.serving.admission import Limits, Requests
 from jax_speechlm.serving.app import make_app
+from jax_speechlm.serving.live import LiveStreams, StreamLimits
 from jax_speechlm.serving.server import make_server
 from jax_speechlm.serving.speech import Synthesis, Voice
+from jax_speechlm.serving.streaming import Streaming
 from jax_speechlm.serving.transcription import Transcription
 from jax_speechlm.serving.wyoming import Wyoming
 
@@ -40,11 +43,15 @@ class Server:
         names: tuple[str, ...] = (),
         idle_seconds: float = 15.0,
         voice: Voice | None = None,
+        streams: StreamLimits | None = None,
         **options,
     ):
         self.requests, services = Requests(limits), []
         if transcriber is not None:
             options = {"max_seconds": 30.0, "seconds_per_batch": 60.0} | options
+            if streams is not None:
+                batch = transcriber.streams(streams.max_streams, None, Endpointing())
+                options["streaming"] = Streaming(LiveStreams(batch), "tones", streams)
             self.service = Transcription(transcriber, "tones", self.requests, **options)
             services.append(self.service)
         if voice is not None:

@@ -160,12 +160,26 @@ class StreamBatch:
         self._state = program.init_state(num_streams)
         self._rows: list[Stream | None] = [None] * num_streams
 
-    def join(self) -> "Stream":
-        """Opens a stream. Raises `ValueError` if there is no room for another."""
+    @property
+    def sample_rate(self) -> int:
+        """Rate of the samples, in Hz."""
+        return self.program.run.experiment.sample_rate
+
+    @property
+    def num_streams(self) -> int:
+        """Streams that have room."""
+        return len(self._rows)
+
+    def join(self, endpointing: Endpointing | None = None) -> "Stream":
+        """Opens a stream, with an endpointing of its own if given.
+
+        Raises:
+          ValueError: there is no room for another.
+        """
         if None not in self._rows:
             raise ValueError(f"all {len(self._rows)} streams are open: finalize one first, or make room for more")
         row = self._rows.index(None)
-        self._rows[row] = stream = Stream(self, row)
+        self._rows[row] = stream = Stream(self, row, endpointing or self.endpointing)
         return stream
 
     def accept(self, samples: Mapping["Stream", np.ndarray]) -> dict["Stream", Partial]:
@@ -208,11 +222,11 @@ class StreamBatch:
 class Stream:
     """One stream of audio; `StreamBatch.join` opens it."""
 
-    def __init__(self, batch: StreamBatch, row: int):
+    def __init__(self, batch: StreamBatch, row: int, endpointing: Endpointing):
         program = batch.program
         self._batch, self._row = batch, row
         self._chunks = SampleChunks(program.features, program.run.experiment.model.lead_vectors)
-        self._hypothesis = Hypothesis(program.run.tokenizer, program.frame_seconds, batch.endpointing)
+        self._hypothesis = Hypothesis(program.run.tokenizer, program.frame_seconds, endpointing)
 
     @property
     def partial(self) -> Partial:
@@ -239,7 +253,7 @@ class Stream:
     @property
     def sample_rate(self) -> int:
         """Rate of the samples, in Hz."""
-        return self._batch.program.run.experiment.sample_rate
+        return self._batch.sample_rate
 
     def pieces(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Cuts the samples of a recording into pieces of a chunk, as they would arrive."""

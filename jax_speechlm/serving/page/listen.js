@@ -3,9 +3,10 @@
 // Transcription: a file or the microphone, the transcript, its words and the features.
 
 const RATE = 16000;          // Hz that the microphone is taken at
-const LIVE_PAUSE = 700;      // ms between two transcripts of what is being said
-const LIVE_MOST = 20;        // seconds after which what was said is settled and not heard again
+const LIVE_PAUSE = 700;      // ms between two transcripts of what is being said, by models that cannot stream
+const LIVE_MOST = 20;        // seconds after which what was said is settled and not transcribed again
 
+let streams = false;         // whether the model transcribes audio as it arrives
 let route = "/v1/audio/transcriptions";
 const transcribe = (audio) =>
   post(route, audio, [["response_format", "verbose_json"], ["timestamp_granularities[]", "word"]]);
@@ -102,10 +103,12 @@ async function record() {
   const context = new AudioContext({ sampleRate: RATE });
   await context.audioWorklet.addModule("/recorder.js");
   const node = new AudioWorkletNode(context, "recorder");
-  const now = recording = { stream, context, all: [], pending: [], settled: "", timer: 0 };
+  const now = recording = { stream, context, all: [], pending: [], settled: "", timer: 0, send: null };
+  if (streams) now.send = await live(now);
   node.port.onmessage = ({ data }) => {
     now.all.push(data);
-    now.pending.push(data);
+    if (now.send) now.send(data);
+    else now.pending.push(data);
     $("seconds").textContent = `${length(now.all).toFixed(1)} s`;
   };
   context.createMediaStreamSource(stream).connect(node);
@@ -114,8 +117,31 @@ async function record() {
   $("result").hidden = true;
   showText("");
   say("speak ...");
-  now.timer = setTimeout(() => listen(now), LIVE_PAUSE);
+  if (!streams) now.timer = setTimeout(() => listen(now), LIVE_PAUSE);
 }
+
+// Opens a live stream (Vosk's protocol); returns what sends it samples. Each message has one answer.
+function live(now) {
+  const socket = new WebSocket(location.origin.replace(/^http/, "ws") + "/");
+  now.close = () => socket.close();
+  socket.onmessage = ({ data }) => {
+    const answer = JSON.parse(data);
+    if (answer.error) return say(answer.error.message, true);
+    if (answer.text) now.settled = [now.settled, answer.text].filter(Boolean).join(" ");
+    if (recording === now) showText(now.settled, answer.partial || "");
+  };
+  return new Promise((resolve, reject) => {
+    socket.onerror = () => reject(new Error("the service accepts no live stream now"));
+    socket.onopen = () => {
+      socket.send(JSON.stringify({ config: { sample_rate: RATE } }));
+      resolve((samples) => {
+        if (socket.readyState === WebSocket.OPEN) socket.send(int16(samples));
+      });
+    };
+  });
+}
+
+const int16 = (samples) => Int16Array.from(samples, (value) => Math.max(-1, Math.min(1, value)) * 32767);
 
 async function listen(now) {
   if (recording !== now) return;
@@ -143,6 +169,7 @@ async function stop() {
   const now = recording;
   recording = null;
   clearTimeout(now.timer);
+  if (now.close) now.close();
   now.stream.getTracks().forEach((track) => track.stop());
   await now.context.close();
   $("record").setAttribute("aria-pressed", "false");
@@ -158,5 +185,6 @@ $("file").addEventListener("change", () => {
 
 function showTranscriber(model) {
   route = model.route;
+  streams = model.streams;
   $("transcriber").hidden = false;
 }
