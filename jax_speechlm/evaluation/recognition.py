@@ -15,6 +15,7 @@ from jax_speechlm.evaluation import report as reports
 from jax_speechlm.evaluation.batches import speech_batches
 from jax_speechlm.evaluation.normalizers import NormalizerName
 from jax_speechlm.evaluation.report import EvaluationReport, Utterance
+from jax_speechlm.evaluation.streaming import Streaming, StreamingReport, evaluate_streams, times_of_words
 from jax_speechlm.evaluation.translation import TranslationReport
 from jax_speechlm.evaluation.tuning import tune_weights
 from jax_speechlm.inference.asr.base import Transcriber
@@ -64,11 +65,12 @@ def evaluate_run(
     decoding: OmitArgPrefixes[Decoding] = Decoding(),  # noqa: B008  frozen
     ensemble: tuple[Path, ...] = (),
     tune: bool = False,
+    streaming: OmitArgPrefixes[Streaming] = Streaming(),  # noqa: B008  frozen
     normalizer: NormalizerName = "basic",
     data_dir: base.DataDir = Path("data"),
     out: Path | None = None,
     seconds_per_batch: base.BatchSeconds = 120.0,
-) -> EvaluationReport | TranslationReport:
+) -> EvaluationReport | TranslationReport | StreamingReport:
     """Measures WER and CER of a checkpoint on prepared data sets, with 95 % bootstrap intervals.
 
     Writes `report.json`, the input of `jax-speechlm compare`, and `alignments.txt`: the alignments of all utterances,
@@ -95,12 +97,38 @@ def evaluate_run(
         recognizer = dataclasses.replace(recognizer, decoder=decoder)
         tuned_on = f", weights tuned on dev of {', '.join(names)}"
     speech = EvaluationSpeech(recognizer, sets, split, data_dir, seconds_per_batch)
+    if streaming.stream:
+        report = _evaluate_streams(recognizer, speech, streaming, normalizer)
+        report = report.replace(checkpoint=str(recognizer.checkpoint), sets=sets, split=split)
+        return report.publish(out or base.report_folder(checkpoint, sets, split, "streams"), str(recognizer.checkpoint))
     measure = translation.evaluate if recognizer.task == "translate" else reports.evaluate
     utterances = speech.utterances(recognizer.recognize(speech.batches()))
     report = measure(utterances, normalizer, decoder=recognizer.decoding_description + tuned_on)
     used = "+".join((decoding.name, *(f"with-{run.name}" for run in ensemble)))
     source = f"decoder: {report.decoder}\n{recognizer.checkpoint} on {', '.join(sets)} {split}"
     return report.publish(out or base.report_folder(checkpoint, sets, split, used), source)
+
+
+def _evaluate_streams(
+    recognizer: Transcriber, speech: EvaluationSpeech, streaming: Streaming, normalizer: NormalizerName
+) -> StreamingReport:
+    """Measures streams of the utterances of a split, which are all held in memory."""
+    if not isinstance(recognizer, Recognizer):
+        raise DataError("--stream measures recognizers that were trained to stream (docs/guide.md)")
+    posteriors = recognizer.posteriors(speech.batches())
+    full_context = speech.utterances(recognizer.recognize(speech.batches()))
+    recordings = {}
+    for batch in speech.batches():
+        rows = zip(batch["example_id"].tolist(), batch["audio"], batch["audio_length"].tolist(), strict=True)
+        recordings |= {row: samples[:length].copy() for row, samples, length in rows if row >= 0}
+    return evaluate_streams(
+        recognizer,
+        dict(sorted(recordings.items())),
+        full_context,
+        streaming,
+        normalizer,
+        times_of_words(recognizer, posteriors, full_context),
+    )
 
 
 def compare_reports(first: Positional[Path], second: Positional[Path]) -> None:
