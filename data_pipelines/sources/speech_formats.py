@@ -1,6 +1,7 @@
 """Speech in the formats that people have it in: the registry of formats, and the guess of a file's or folder's."""
 
 import hashlib
+import os
 import sys
 import tarfile
 import zlib
@@ -27,7 +28,7 @@ from data_pipelines.sources.formats import (
     voxpopuli,
     webdataset,
 )
-from data_pipelines.sources.listing import Items, SpeechFormat, TextForm, finish
+from data_pipelines.sources.listing import AUDIO_SUFFIXES, Items, SpeechFormat, TextForm, finish
 
 _JSON_LINES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 _LISTS = ("", ".csv", ".gz", ".info", ".json", ".jsonl", ".scp", ".tsv", ".txt", ".TXT")  # others may be of any size
@@ -71,12 +72,17 @@ def guess(path: Path) -> SpeechFormat:
     """
     if not path.exists():
         raise DataError(f"{path}: cannot be read (No such file or directory): name an existing file or folder.")
-    if found := next((known for known in FORMATS.values() if known.matches(path)), None):
-        if found is audio_folder.FILES and (within := _listing_within(path)):
-            inner, known = within
-            raise DataError(
-                f"{path}: in it, {inner} is {known.title}: name that, or read all sound files by --format files"
-            )
+    try:
+        found = next((known for known in FORMATS.values() if known.matches(path)), None)
+        within = _listing_within(path) if found is audio_folder.FILES else None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error}): correct its permissions, or give --format.") from error
+    if within is not None:
+        inner, known = within
+        raise DataError(
+            f"{path}: in it, {inner} is {known.title}: name that, or read all sound files by --format files"
+        )
+    if found is not None:
         return found
     if path.is_file():
         return MANIFEST  # of another suffix
@@ -86,7 +92,7 @@ def guess(path: Path) -> SpeechFormat:
 
 def _listing_within(folder: Path) -> tuple[Path, SpeechFormat] | None:
     """Returns a file or folder directly in a folder that has another format than sound files, and its format."""
-    for inner in sorted(folder.iterdir()):
+    for inner in sorted(inner for inner in folder.iterdir() if inner.suffix not in (*AUDIO_SUFFIXES, ".txt")):
         for known in FORMATS.values():
             if known is not audio_folder.FILES and known.matches(inner):
                 return inner, known
@@ -125,7 +131,7 @@ def digest(path: Path, known: SpeechFormat) -> str:
             status = file.stat()
             is_large = file.suffix not in _LISTS
             content = f"{status.st_size} {status.st_mtime_ns}" if is_large else file_sha256(file)
-            whole.update(f"{file.relative_to(path) if path.is_dir() else file.name} {content}\n".encode())
+            whole.update(f"{os.path.relpath(file, path)} {content}\n".encode())
         return whole.hexdigest()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}): name a file or folder that can be.") from error

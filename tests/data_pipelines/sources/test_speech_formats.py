@@ -192,6 +192,13 @@ def test_a_part_of_librispeech_is_divided_and_the_whole_keeps_its_parts(tmp_path
     assert {row.gender for row in part.values()} == {"female"}  # of SPEAKERS.TXT above
 
 
+def test_aishell_may_be_named_without_the_folder_around_it(tmp_path):
+    path = speech_writers.FORMATS["aishell"].write(tmp_path, [clip()])
+    clips, _ = listed(path / "data_aishell")
+    assert clips == listed(path)[0]
+    assert clips["1234_77_000000"].gender == "female"  # of resource_aishell beside it
+
+
 def test_parquet_of_several_configurations_is_refused(tmp_path):
     for name in ("clean", "other"):
         speech_writers.FORMATS["parquet"].write(tmp_path / name, [clip()])
