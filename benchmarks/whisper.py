@@ -92,6 +92,8 @@ def theirs(folder: Path) -> Callable[[list[np.ndarray]], list[str]]:
     extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModelForSpeechSeq2Seq.from_pretrained(folder, dtype=torch.float32).eval()
+    # as published folders name it
+    model.generation_config.no_timestamps_token_id = tokenizer.convert_tokens_to_ids("<|notimestamps|>")
 
     def transcribe(clips: list[np.ndarray]) -> list[str]:
         waves = [clip / np.float32(32768) for clip in clips]

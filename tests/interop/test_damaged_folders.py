@@ -18,7 +18,7 @@ from jax_speechlm.interop.hf.registry import package, write_model
 from jax_speechlm.interop.hf.safetensors import open_arrays
 from jax_speechlm.interop.hf.weights import INDEX, read_weights, write_weights
 from jax_speechlm.training.runs import tokenizer_files
-from tests.interop.foreign_folders import write_recognizer, write_text_model
+from tests.interop.foreign_folders import write_recognizer, write_text_model, write_whisper
 from tests.interop.tiny_runs import tiny_run
 
 ARRAYS = {
@@ -277,7 +277,7 @@ def test_settings_of_a_recognizer_can_hold_anything(speech, file, data):
     assert isinstance(tampered(speech, file, data.draw), Imported | ExportError)
 
 
-KINDS = ["qwen3", "bert", "text classification", "classification", "speaker", "fast_conformer"]
+KINDS = ["qwen3", "bert", "text classification", "classification", "speaker", "fast_conformer", "whisper"]
 
 
 @pytest.fixture(scope="module")
@@ -285,7 +285,11 @@ def folders_of_kinds(tmp_path_factory):
     """Folders as others write them, without our record, and their arrays."""
     found = {}
     for kind in KINDS:
-        folder, made = tmp_path_factory.mktemp("fuzz"), package(tiny_run(kind))
+        folder = tmp_path_factory.mktemp("fuzz")
+        if kind == "whisper":
+            found[kind] = folder / kind, write_whisper(folder / kind)
+            continue
+        made = package(tiny_run(kind))
         write_model(folder, made)
         found[kind] = folder, made.arrays
     return found
@@ -329,6 +333,15 @@ def test_arrays_can_have_any_shapes(folders_of_kinds, kind, data):
 @given(kind=st.sampled_from(KINDS), data=st.data())
 def test_settings_of_every_kind_can_hold_anything(folders_of_kinds, kind, data):
     assert isinstance(tampered(folders_of_kinds[kind][0], "config.json", data.draw), Imported | ExportError)
+
+
+WHISPER_FILES = ["generation_config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"]
+
+
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(file=st.sampled_from(WHISPER_FILES), data=st.data())
+def test_settings_of_a_whisper_can_hold_anything(folders_of_kinds, file, data):
+    assert isinstance(tampered(folders_of_kinds["whisper"][0], file, data.draw), Imported | ExportError)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -6,9 +6,10 @@ import json
 import numpy as np
 import pytest
 
-from jax_speechlm.inference.asr.aed import AttentionRecognizer, Fallback
+from jax_speechlm.inference.asr.aed import Answer, AttentionRecognizer, Fallback, Phrase
 from jax_speechlm.inference.asr.decoder import Decoding
 from jax_speechlm.inference.load import open_transcriber
+from jax_speechlm.inference.segmentation import AudioWindow
 from jax_speechlm.interop.folders import ExportError
 from jax_speechlm.interop.hf import weights
 from jax_speechlm.interop.hf.export import write_checked
@@ -84,8 +85,28 @@ def test_it_transcribes_whatever_else_is_in_the_batch(run):
     long = {"audio": whole, "audio_length": np.array([whole.shape[1]], np.int32), "example_id": np.array([3])}
     windows = next(model.transcribe([whole[0]], max_seconds=60.0))  # cut to windows of what the encoder takes
     assert len(windows.segments) > 2
-    assert model.recognize([long]) == {3: windows.text}
+    assert model.recognize(iter([long])) == {3: windows.text}
     assert {answer.temperature for answer in model.encode([batch]).values()} == {0.7}
+
+
+def test_times_in_a_text_are_those_of_its_segments(run):
+    model = AttentionRecognizer.load(run, Decoding(decoder="greedy", timestamps=True))
+    first = model.experiment.objective.whisper.first_timestamp
+    a, b = (model.tokenizer.encode(text) for text in (" the cat", " sat"))
+    ids = [first, *a, first + 20, first + 25, *b, first + 70]
+    assert model._phrases(ids) == (Phrase(0.0, 0.4, "the cat"), Phrase(0.5, 1.4, "sat"))
+    assert model._phrases([first + 5, *b]) == (Phrase(0.1, None, "sat"),)
+    window = AudioWindow(None, 16_000, 16_000, 32_000)
+    (one, two) = model.decode([(window, Answer(model._phrases(ids), -0.5, 9, 0.0, 0.0))])
+    assert (one.start, one.end, one.text) == (1.0, 1.4, "the cat")
+    assert (two.start, two.end, two.text) == (1.5, 2.0, "sat")  # no later than its window ends
+    clip = np.random.default_rng(0).normal(0, 2000, 16_000).astype(np.int16)
+    batch = {"audio": clip[None], "audio_length": np.array([16_000], np.int32)}
+    (answer,) = model.answers(batch)
+    starts = [phrase.start for phrase in answer.phrases]
+    assert starts == sorted(starts)
+    plain = dataclasses.replace(model, timestamps=False)
+    assert plain._phrases(ids) == (Phrase(0.0, None, "the cat sat"),)
 
 
 def test_what_only_ctc_decoding_has_is_refused(run):
@@ -107,9 +128,7 @@ def test_a_text_of_noise_is_left_out(run):
 
 
 def _answer(text, avg_logprob, no_speech):
-    from jax_speechlm.inference.asr.aed import Answer
-
-    return Answer(text, avg_logprob, 3, no_speech, 0.0)
+    return Answer((Phrase(0.0, None, text),), avg_logprob, 3, no_speech, 0.0)
 
 
 def _without(folder, name):

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from data_pipelines.batching.speech import Batch as HostBatch
+from data_pipelines.text.scripts import join
 from jax_speechlm.core.batch import Batch
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.vocabulary import Vocabulary
@@ -30,7 +31,7 @@ from jax_speechlm.nn import functional
 from jax_speechlm.nn.functional import Params
 from jax_speechlm.nn.lora import LoRA, merge
 from jax_speechlm.objectives.asr.aed import AED
-from jax_speechlm.objectives.asr.whisper_tokens import TIMESTAMPS
+from jax_speechlm.objectives.asr.whisper_tokens import TIMES_PER_SECOND, TIMESTAMPS
 from jax_speechlm.training.runs import LoadedRun
 
 TOKENS_PER_SECOND = 25
@@ -58,20 +59,34 @@ class Fallback(Config):
     no_speech: float = 0.6
 
 
+class Phrase(NamedTuple):
+    """A stretch of a window's text, from `start` to `end` in seconds; without an end it reaches that of the window."""
+
+    start: float
+    end: float | None
+    text: str
+
+
 class Answer(NamedTuple):
     """The text of one window.
 
     Attributes:
+      phrases: the text by the times in it; a single one without.
       avg_logprob: mean log-probability of its tokens and the end, in nats.
       num_tokens: number of tokens, with the end if it ended.
       no_speech: probability that there is no speech; 0 where the model does not give it.
     """
 
-    text: str
+    phrases: tuple[Phrase, ...]
     avg_logprob: float
     num_tokens: int
     no_speech: float
     temperature: float
+
+    @property
+    def text(self) -> str:
+        """The whole text."""
+        return join((phrase.text for phrase in self.phrases), " ")
 
     @property
     def compression_ratio(self) -> float:
@@ -82,10 +97,14 @@ class Answer(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AttentionRecognizer(Transcriber):
-    """A checkpoint's encoder and decoder, with LoRA merged, and the `fallback` of its greedy search."""
+    """A checkpoint's encoder and decoder, with LoRA merged, and the `fallback` of its greedy search.
+
+    With `timestamps`, a Whisper predicts times in its texts, and segments begin and end at them.
+    """
 
     run: LoadedRun
     fallback: Fallback = Fallback()  # noqa: RUF009  frozen
+    timestamps: bool = False
 
     abilities: ClassVar[tuple[str, ...]] = ("transcribe",)
 
@@ -111,9 +130,15 @@ class AttentionRecognizer(Transcriber):
                 "--ensemble are for runs that were trained by ctc"
             )
         run = LoadedRun.load(path, AED, "transcribe")
+        if decoding.timestamps and run.experiment.objective.whisper is None:
+            raise ValueError(f"{path}: --timestamps is for a Whisper; this model has no ids of times")
         params, _ = merge(run.params, run.experiment.model.lora)
         once = Fallback(temperatures=(0.0,))
-        return cls(dataclasses.replace(run, params=params), once if decoding.decoder == "greedy" else cls.fallback)
+        return cls(
+            dataclasses.replace(run, params=params),
+            once if decoding.decoder == "greedy" else cls.fallback,
+            decoding.timestamps,
+        )
 
     @property
     def task(self) -> str:
@@ -165,12 +190,14 @@ class AttentionRecognizer(Transcriber):
         return ((window, answer) for window, answer in windows if answer is not None)
 
     def decode(self, utterances: Sequence[tuple[AudioWindow, Answer]]) -> list[Segment]:
-        """Returns the text of each window as a segment, without word times."""
-        rate = self.experiment.sample_rate
-        return [
-            Segment(window.start / rate, window.end / rate, answer.text, answer.avg_logprob)
-            for window, answer in utterances
-        ]
+        """Returns the phrases of each window as segments, without word times."""
+        rate, segments = self.experiment.sample_rate, []
+        for window, answer in utterances:
+            start, end = window.start / rate, window.end / rate
+            for phrase in answer.phrases:
+                until = end if phrase.end is None else min(start + phrase.end, end)
+                segments.append(Segment(min(start + phrase.start, until), until, phrase.text, answer.avg_logprob))
+        return segments
 
     def answers(self, batch: HostBatch) -> list[Answer]:
         """Generates the text of every row of a batch, independent of the other rows and of padding."""
@@ -199,14 +226,27 @@ class AttentionRecognizer(Transcriber):
     def _answer(self, generated: Generated, row: int, temperature: float) -> Answer:
         length = int(generated.length[row])
         ids = generated.tokens[row, :length].tolist()
-        if (whisper := self.experiment.objective.whisper) is not None:
-            ids = [id_ for id_ in ids if not 0 <= id_ - whisper.first_timestamp < TIMESTAMPS]
-        text = self.tokenizer.decode(ids).strip()
         if not np.isfinite(generated.log_prob[row]):
-            return Answer("", -math.inf, 0, 0.0, temperature)
+            return Answer((), -math.inf, 0, 0.0, temperature)
         count = length + int(generated.ended[row])
         mean = float(generated.log_prob[row]) / max(count, 1)
-        return Answer(text, mean, count, float(generated.no_speech[row]), temperature)
+        return Answer(self._phrases(ids), mean, count, float(generated.no_speech[row]), temperature)
+
+    def _phrases(self, ids: Sequence[int]) -> tuple[Phrase, ...]:
+        """Cuts ids at the times among them."""
+        whisper, phrases, start, held = self.experiment.objective.whisper, [], 0.0, []
+        for id_ in ids:
+            time = -1 if whisper is None else id_ - whisper.first_timestamp
+            if not 0 <= time < TIMESTAMPS:
+                held.append(id_)
+                continue
+            if held and self.timestamps:
+                phrases.append(Phrase(start, time / TIMES_PER_SECOND, self.tokenizer.decode(held).strip()))
+                held = []
+            start = time / TIMES_PER_SECOND if self.timestamps else 0.0
+        if held:
+            phrases.append(Phrase(start, None, self.tokenizer.decode(held).strip()))
+        return tuple(phrase for phrase in phrases if phrase.text)
 
     def _fails(self, answer: Answer) -> bool:
         """Whether a text should be drawn again."""
@@ -219,7 +259,9 @@ class AttentionRecognizer(Transcriber):
         return answer.no_speech > self.fallback.no_speech and answer.avg_logprob < self.fallback.log_prob
 
     def _without_noise(self, answer: Answer) -> Answer:
-        return answer._replace(text="") if len(self.fallback.temperatures) > 1 and self._is_silence(answer) else answer
+        return (
+            answer._replace(phrases=()) if len(self.fallback.temperatures) > 1 and self._is_silence(answer) else answer
+        )
 
     @functools.cached_property
     def vocabulary(self) -> Vocabulary:
@@ -239,7 +281,11 @@ class AttentionRecognizer(Transcriber):
             return Rules(vocabulary.boundary, allowed, first)
         allowed[list(whisper.suppressed)] = False
         first[list(whisper.suppressed_first)] = False
-        return Rules(vocabulary.boundary, allowed, first, no_speech=whisper.no_speech)
+        rules = Rules(vocabulary.boundary, allowed, first, no_speech=whisper.no_speech)
+        if not self.timestamps:
+            return rules
+        allowed[whisper.no_timestamps] = False
+        return rules._replace(first_timestamp=whisper.first_timestamp)
 
     @functools.cached_property
     def _read(self):
@@ -257,7 +303,7 @@ class AttentionRecognizer(Transcriber):
         if whisper is not None and whisper.languages and objective.language is None:
             finds_language = True
             objective = objective.replace(language=whisper.languages[0][0])
-        prompt = objective.prompt_ids(self.tokenizer)
+        prompt = objective.prompt_ids(self.tokenizer, self.timestamps)
 
         def run(params: Params, source: Source, temperature_B: Array, keys_B: Array, limit_B: Array) -> Generated:
             decoder, rows = functional.bind(self._graphdef, params).decoder, len(temperature_B)

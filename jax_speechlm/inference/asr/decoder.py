@@ -46,6 +46,8 @@ class Decoding(Config):
       rescore_alpha: weight of rescore.
       rescore_beta: bonus per word.
       beam_size: prefixes that the search keeps.
+      timestamps: whether a Whisper predicts times in its texts, at which segments then begin and end. Runs that were
+        trained by ctc have the times of words without it.
     """
 
     decoder: Literal["greedy", "beam"] | None = None
@@ -58,6 +60,7 @@ class Decoding(Config):
     rescore_alpha: pydantic.FiniteFloat | None = None
     rescore_beta: pydantic.FiniteFloat | None = None
     beam_size: Annotated[int, pydantic.Field(ge=1)] = 16
+    timestamps: bool = False
 
     @property
     def is_greedy(self) -> bool:

@@ -169,6 +169,8 @@ def features_from_hugging_face(values: Mapping[str, Any]) -> WhisperMel:
     """Converts a `WhisperFeatureExtractor`'s `preprocessor_config.json`; raises ValueError for other features."""
     values = FEATURES[EXTRACTOR] | dict(values)
     mapping.require_fixed(values, _FEATURES)
+    if values["chunk_length"] is None:
+        raise ValueError("chunk_length is null: windows have a length in seconds, in Whisper 30")
     return WhisperMel(num_mel_bins=values["feature_size"], window_seconds=values["chunk_length"])
 
 

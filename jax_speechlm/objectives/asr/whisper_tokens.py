@@ -9,6 +9,8 @@ from jax_speechlm.core.config import Config
 TIMESTAMPS = 1501
 """Ids of times, of every 20 ms from 0 to 30 s."""
 
+TIMES_PER_SECOND = 50
+
 Id = pydantic.NonNegativeInt
 
 

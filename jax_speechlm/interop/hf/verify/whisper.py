@@ -67,18 +67,34 @@ def logits(subject: Subject) -> str:
         inputs = torch.tensor(features), torch.tensor([subject.to_folder_ids(row)])
         computed = subject.model(input_features=inputs[0], decoder_input_ids=inputs[1]).logits.numpy()
         difference = distance(expected[..., subject.columns], computed)
-        worst = max(worst, difference / max(1.0, np.abs(computed).max()))
+        worst = max(worst, difference / max(1.0, float(np.abs(computed).max())))
         positions += len(row)
     return within(worst, f"of the largest, at {positions} positions of {len(subject.clips)} clips")
 
 
 def greedy_text(subject: Subject) -> str:
-    """Compares greedy texts of the clips, from samples."""
+    """Compares greedy texts of the clips, from samples.
+
+    `generate` gets the special ids that a folder without a complete `generation_config.json` does not name.
+    """
+    objective, tokens, settings = subject.run.experiment.objective, subject.run.experiment.objective.whisper, {}
+    generation = subject.model.generation_config
+    (generation.no_timestamps_token_id,) = subject.to_folder_ids([tokens.no_timestamps])
+    generation.is_multilingual = bool(tokens.languages)
+    if tokens.languages:
+        ids = subject.to_folder_ids([id_ for _, id_ in tokens.languages])
+        named = zip(tokens.languages, ids, strict=True)
+        generation.lang_to_id = {f"<|{code}|>": id_ for (code, _), id_ in named}
+        tasks = subject.to_folder_ids([tokens.transcribe, tokens.translate])
+        generation.task_to_id = dict(zip(("transcribe", "translate"), tasks, strict=True))
+        settings = {"language": objective.language, "task": objective.task}
     recognizer = AttentionRecognizer(subject.run, Fallback(temperatures=(0.0,)))
     answers = recognizer.encode(in_batches(subject.clips))
     for clip, wave in enumerate(subject.waves):
         features = torch.tensor(subject.extract(wave)["input_features"])
-        row = subject.model.generate(features, do_sample=False, num_beams=1, max_new_tokens=answers[clip].num_tokens)
+        row = subject.model.generate(
+            features, do_sample=False, num_beams=1, max_new_tokens=answers[clip].num_tokens, **settings
+        )
         text = subject.tokenizer.decode(row[0], skip_special_tokens=True)
         expect_equal(f"the text of {len(subject.clips[clip])} samples", text.split(), answers[clip].text.split())
     return f"equal on {len(subject.clips)} clips"
