@@ -1,6 +1,7 @@
 """Transducers, RNN-T (Graves 2012) and TDT (Xu et al. 2023), with an auxiliary CTC loss."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +74,7 @@ class Transducer(ObjectiveConfig):
             hidden_BxTxD, lengths = encode(module.encoder, batch, frontend, None)
             return module.ctc_logits(hidden_BxTxD), lengths
 
-        def flops(batch: Batch) -> float:
+        def flops(batch: Mapping[str, Any]) -> float:
             rows, samples = batch["audio"].shape
             num_vectors, places = frontend.mel.num_frames(samples), batch["tokens"].shape[-1] + 1
             nodes = rows * model.num_frames(num_vectors) * places
