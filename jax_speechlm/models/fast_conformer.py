@@ -15,7 +15,9 @@ Parameters at 80 mel bins:
 | 0.6B |     24 | 1024 |     8 |      256 |   607,724,544 |
 | 1.1B |     42 | 1024 |     8 |      256 | 1,061,446,656 |
 
-0.6B and 1.1B are the shapes of parakeet-ctc-0.6b and parakeet-ctc-1.1b; XS is for laptops.
+0.6B and 1.1B are the shapes of parakeet-ctc-0.6b and parakeet-ctc-1.1b; XS is for laptops. "0.6B, streaming" is causal,
+with the chunks and the left context of nemotron-speech-streaming-en-0.6b: 80, 160, 560 or 1,120 ms, and 5.6 s. It has
+608,011,264 parameters.
 """
 
 from functools import partial
@@ -138,6 +140,7 @@ SIZES = {
     "0.6B": FastConformerConfig(dim=1024, num_layers=24, num_heads=8, channels=256),
     "1.1B": FastConformerConfig(dim=1024, num_layers=42, num_heads=8, channels=256),
 }
+SIZES["0.6B, streaming"] = SIZES["0.6B"].replace(causal=True, chunk_lengths=(1, 2, 7, 14), left_context=70)
 
 
 class Separable(nnx.Module):

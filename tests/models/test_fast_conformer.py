@@ -126,7 +126,7 @@ def test_flops_are_what_xla_counts():
 
 @pytest.mark.parametrize(
     ("size", "parameters"), [("XS", 1_384_032), ("S", 12_384_944), ("L", 108_753_408), ("0.6B", 607_724_544),
-                             ("1.1B", 1_061_446_656)],
+                             ("1.1B", 1_061_446_656), ("0.6B, streaming", 608_011_264)],
 )  # fmt: skip
 def test_sizes(size, parameters):
     assert sum(leaf.size for leaf in jax.tree.leaves(declared(SIZES[size]).shapes)) == parameters
