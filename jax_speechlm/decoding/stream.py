@@ -13,12 +13,14 @@ class Emissions(NamedTuple):
     Attributes:
       token: ids.
       frame: frame in the chunk at which each begins.
-      log_prob: log-probability in nats.
+      width: frames that it lasts; they may be beyond the chunk.
+      log_prob: log-probability in nats, at each of these frames.
       continues: whether this is a further frame of the token before, which it extends.
     """
 
     token: Int[Array, "batch places"]
     frame: Int[Array, "batch places"]
+    width: Int[Array, "batch places"]
     log_prob: Float[Array, "batch places"]
     continues: Bool[Array, "batch places"]
 
@@ -27,8 +29,8 @@ class Emissions(NamedTuple):
 class StreamSearch(Protocol):
     """A search as a streaming function. A chunk in which a stream has no frame leaves its state as it is."""
 
-    def init_state(self, batch: int) -> Any:
-        """Returns the state before the first frame of `batch` streams."""
+    def init_state(self, params: Params, batch: int) -> Any:
+        """Returns the state before the first frame of `batch` streams, from the parameters of the whole model."""
 
     def step(
         self,
@@ -40,6 +42,5 @@ class StreamSearch(Protocol):
         """Searches the next chunk; pure.
 
         Args:
-          params: parameters of the whole model.
           num_frames_B: frames of the chunk that are valid.
         """

@@ -12,7 +12,7 @@ TASK = Task(
     models=(ConformerConfig, FastConformerConfig),
     inputs={"speech": (AUDIO, TRANSCRIPT)},
     predictor="jax_speechlm.inference.asr.transducer:TransducerRecognizer",
-    abilities=("transcribe", "embed"),
+    abilities=("transcribe", "embed", "stream"),
     evaluator="jax_speechlm.evaluation.recognition:evaluate_run",
     commands={"align": "jax_speechlm.apps.align:align_run"},  # by the CTC head
 )

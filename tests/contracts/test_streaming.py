@@ -1,6 +1,7 @@
 """Layers of streams keep the contract of `verify_streaming`; so do larger parts, in the tests that are named here."""
 
 import ast
+import functools
 from pathlib import Path
 
 import jax
@@ -26,6 +27,7 @@ TESTS = {
         "models/test_streaming_encoder.py",
     ),
     "StreamingLogMel": "frontend/test_log_mel_stream.py",
+    "StreamingGreedy": "inference/test_streams.py",
     "StreamingProgram": "inference/test_streams.py",  # texts of any cut
     "StreamingVocoder": "models/test_vocoders.py",
     "WaveNet": "models/test_wavenet.py",
@@ -104,7 +106,7 @@ def test_best_path():
         return np.stack([path, continues & (path != 0), log_probs.max(-1)], axis=-1)
 
     verify_streaming(
-        init=search.init_state,
+        init=functools.partial(search.init_state, params),
         step=step,
         finalize=lambda state: np.zeros((2, 0, 3)),
         full=full,

@@ -20,9 +20,10 @@ def run(path, cuts, endpointing, tokenizer=TOKENIZER):
     for cut in cuts:
         emissions = []
         for frame, token in enumerate(path[at : at + cut]):
-            emissions.append((token, frame, -0.1, token != 0 and token == last))
+            if token:
+                emissions.append((token, frame, 1, -0.1, token == last))
             last = token
-        hypothesis.extend(emissions, len(emissions))
+        hypothesis.extend(emissions, len(path[at : at + cut]))
         partials.append((len(hypothesis.segments), hypothesis.partial))
         at += cut
     return hypothesis, partials
@@ -79,6 +80,16 @@ def test_segments_do_not_depend_on_chunks_and_stable_text_does_not_change(path, 
             assert following.revised <= 1
         else:
             assert parts.segments[count].text.startswith(partial.stable)
+
+
+def test_a_token_lasts_as_long_as_its_search_says():
+    hypothesis = Hypothesis(TOKENIZER, FRAME, Endpointing(silence_seconds=3 * FRAME))
+    hypothesis.extend([(1, 0, 4, -0.1, False)], 2)  # as durations of TDT, beyond the chunk
+    hypothesis.extend([(2, 4, 1, -0.3, False)], 5)
+    assert hypothesis.segments == ()
+    (word,) = hypothesis.partial.words
+    assert (word.word, word.start, word.end) == ("ab", 0, pytest.approx(7 * FRAME))
+    assert word.confidence == pytest.approx(np.exp(-0.7 / 5))
 
 
 def test_every_character_is_stable_in_a_script_without_spaces():

@@ -13,15 +13,19 @@ from data_pipelines.audio.decode import AudioError
 from data_pipelines.audio.wav import write_wav
 from jax_speechlm.cli import main
 from jax_speechlm.core.errors import CheckpointError
-from jax_speechlm.decoding.ctc.alignment import words_of
+from jax_speechlm.decoding.ctc.alignment import Span, words_of
 from jax_speechlm.decoding.ctc.posteriors import Frames, path_spans
+from jax_speechlm.decoding.transducer import greedy
 from jax_speechlm.frontend.logmel import log_mel
 from jax_speechlm.inference.asr.decoder import Decoding
 from jax_speechlm.inference.asr.hypothesis import Endpointing
 from jax_speechlm.models.streaming import StreamingEncoder
+from jax_speechlm.models.transducer import TransducerConfig
 from jax_speechlm.nn import functional
 from jax_speechlm.objectives.asr.ctc import CTC
+from jax_speechlm.objectives.asr.transducer import Transducer
 from tests.contracts.streaming import random_cuts
+from tests.evaluation.runs import save_run
 from tests.trained_tones import FRAME, QUIET, STREAMING, TOKENIZER, speak, trained_run
 
 TEXTS = ["ab cab", "bac ab cba bca", "cb"]
@@ -87,6 +91,34 @@ def test_any_cut_gives_the_words_of_one_pass(model, recordings, chunk_length):
                 assert text.startswith(partial.stable)
                 assert partial.revised <= 1  # the last word
     assert stream._batch.program.step._cache_size() == 1
+
+
+def test_a_transducer_streams_what_one_pass_gives(model, recordings, tmp_path):
+    """A TDT model on the trained encoder, whose predictor and joint network have learnt nothing."""
+    objective = Transducer(durations=(0, 1, 3), network=TransducerConfig(dim=16, dropout=0.0))
+    make = objective.build(STREAMING.model, STREAMING.frontend, TOKENIZER).make
+    params = {**functional.init(make, jax.random.key(0)), "encoder": model.model.run.params["encoder"]}
+    params["joint"]["kernel"] *= 3  # so that it emits several tokens
+    save_run(tmp_path / "run", STREAMING.replace(objective=objective), TOKENIZER, params=params)
+    module = functional.bind(functional.declare(make).graphdef, params)
+    samples = recordings[0]
+    x, length = log_mel(jnp.asarray(samples)[None], jnp.array([len(samples)]), STREAMING.frontend.mel)
+    hidden, _ = module.encoder(x, length, chunk=StreamingEncoder(STREAMING.model, 2).chunk)
+    state = greedy.init_state(module, 1)
+    _, found = greedy.step(module, state, module.project(hidden), length, objective.durations)
+    places = np.nonzero(found.tokens[0])
+    columns = (np.asarray(part[0])[places].tolist() for part in (found.tokens, found.durations, found.log_probs))
+    spans = [
+        Span(token, frame, frame + max(duration, 1), log_prob * max(duration, 1))
+        for frame, token, duration, log_prob in zip(places[0].tolist(), *columns, strict=True)
+    ]
+    assert len({span.token for span in spans}) > 1
+    text = " ".join(TOKENIZER.decode([span.token for span in spans]).split())
+    opened = jax_speechlm.load(tmp_path / "run")
+    for pieces in ([len(samples)], [min(700, len(samples) - at) for at in range(0, len(samples), 700)]):
+        transcript, _ = streamed(opened.stream(chunk_ms=80), samples, pieces)
+        assert transcript.text == text
+        check_words(transcript.words, words_of(spans, TOKENIZER.pieces, FRAME, text))
 
 
 def test_a_short_recording_has_no_words(model):

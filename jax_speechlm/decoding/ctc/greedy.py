@@ -43,8 +43,9 @@ class StreamingBestPath:
     dim: int
     vocab_size: int
 
-    def init_state(self, batch: int) -> Int[Array, " batch"]:
+    def init_state(self, params: functional.Params, batch: int) -> Int[Array, " batch"]:
         """Returns the blank, which no token continues."""
+        del params
         return jnp.full(batch, BLANK, jnp.int32)
 
     def step(
@@ -62,7 +63,8 @@ class StreamingBestPath:
         with_last = jnp.concatenate([last_B[:, None], path_BxC], axis=1)
         continues_BxC = (path_BxC != BLANK) & (path_BxC == with_last[:, :-1])
         last_B = jnp.take_along_axis(with_last, num_frames_B[:, None], axis=1)[:, 0]
-        return last_B, Emissions(path_BxC, frame_BxC, log_probs_BxCxV.max(-1), continues_BxC)
+        width_BxC = jnp.ones_like(path_BxC)
+        return last_B, Emissions(path_BxC, frame_BxC, width_BxC, log_probs_BxCxV.max(-1), continues_BxC)
 
     @functools.cached_property
     def _head(self) -> nnx.GraphDef:

@@ -146,15 +146,13 @@ class Recognizer(Transcriber):
                 f"streams are decoded by greedy search with one model, not by {self.decoding_description}: leave out "
                 "the settings of decoding and --ensemble"
             )
-        if chunk_ms not in self._programs:
-            search = StreamingBestPath(self.experiment.model.dim, self.tokenizer.vocab_size)
-            self._programs[chunk_ms] = StreamingProgram(self.run, search, self.separator, chunk_ms)
-        return StreamBatch(self._programs[chunk_ms], num_streams, endpointing)
+        return StreamBatch(self._program(chunk_ms), num_streams, endpointing)
 
     @functools.cached_property
-    def _programs(self) -> dict[int | None, StreamingProgram]:
-        """Compiled steps by the length of chunks."""
-        return {}
+    def _program(self) -> Callable[[int | None], StreamingProgram]:
+        """The compiled step for a length of chunks, kept for the next streams."""
+        search = StreamingBestPath(self.experiment.model.dim, self.tokenizer.vocab_size)
+        return functools.cache(functools.partial(StreamingProgram, self.run, search, self.separator))
 
     def encode(self, batches: Iterable[Batch]) -> dict[int, Frames]:
         """Computes the frames per row: the best path for greedy decoding, all posteriors for a beam search."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import PositiveFloat
 
-from data_pipelines.core.tokenizer import BLANK, Tokenizer
+from data_pipelines.core.tokenizer import Tokenizer
 from jax_speechlm.core.config import Config
 from jax_speechlm.decoding.ctc.alignment import Span, Word, words_of
 from jax_speechlm.decoding.lm.ngram import SPACE
@@ -84,21 +84,19 @@ class Hypothesis:
         self._spans: list[Span] = []
         self._num_frames = 0
 
-    def extend(self, emissions: Iterable[tuple[int, int, float, bool]], num_frames: int) -> None:
-        """Appends what a search emitted in the next `num_frames` frames: (token, frame, log_prob, continues).
+    def extend(self, emissions: Iterable[tuple[int, int, int, float, bool]], num_frames: int) -> None:
+        """Appends the tokens that a search emitted in the next `num_frames` frames, as in `decoding.stream.Emissions`.
 
         It closes segments where they end, frame by frame, so that they do not depend on the length of chunks.
         """
-        for token, frame, log_prob, continues in emissions:
-            if token == BLANK:
-                continue
+        for token, frame, width, log_prob, continues in emissions:
             at = self._num_frames + frame
             if continues and self._spans:
                 last = self._spans[-1]
-                self._spans[-1] = Span(last.token, last.start, at + 1, last.log_prob + log_prob)
+                self._spans[-1] = Span(last.token, last.start, at + width, last.log_prob + width * log_prob)
                 continue
             self._end_at_pause(at)
-            self._spans.append(Span(token, at, at + 1, log_prob))
+            self._spans.append(Span(token, at, at + width, width * log_prob))
             if at - self._spans[0].start >= self._longest:
                 self._close(self._last_word() or len(self._spans))
         self._num_frames += num_frames

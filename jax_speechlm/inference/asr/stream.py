@@ -107,11 +107,10 @@ class StreamingProgram:
         """The front end."""
         return StreamingLogMel(self.run.experiment.frontend.mel, self.encoder.num_vectors)
 
-    def init_state(self, batch: int) -> StreamState:
+    def init_state(self, params: Params, batch: int) -> StreamState:
         """Returns the state before the first chunk of `batch` streams."""
-        return StreamState(
-            self.features.init_state(batch), self.encoder.init_state(batch), self.search.init_state(batch)
-        )
+        search = self.search.init_state(params, batch)
+        return StreamState(self.features.init_state(batch), self.encoder.init_state(batch), search)
 
     @functools.cached_property
     def step(self) -> Any:
@@ -137,7 +136,7 @@ class StreamingProgram:
         Returns:
           The state, what the search found, and the number of frames.
         """
-        fresh = self.init_state(len(starts_B))._replace(features=self.features.start(lead_BxL))
+        fresh = self.init_state(params, len(starts_B))._replace(features=self.features.start(lead_BxL))
         state = select_streams(starts_B, fresh, state)
         features, vectors_BxVxF = self.features.step(state.features, samples_BxS)
         features = select_streams(num_vectors_B > 0, features, state.features)
@@ -157,7 +156,7 @@ class StreamBatch:
     def __init__(self, program: StreamingProgram, num_streams: int, endpointing: Endpointing):
         """Makes room for `num_streams` streams at a time."""
         self.program, self.endpointing = program, endpointing
-        self._state = program.init_state(num_streams)
+        self._state = program.init_state(program.run.params, num_streams)
         self._rows: list[Stream | None] = [None] * num_streams
 
     @property
@@ -215,7 +214,8 @@ class StreamBatch:
         self._state, *outputs = self.program.step(self.program.run.params, self._state, *inputs)
         emissions, num_frames = jax.device_get(outputs)
         for stream in chunks:
-            found = zip(*(array[stream._row].tolist() for array in emissions), strict=True)
+            places = np.flatnonzero(emissions.token[stream._row])  # of others than the blank
+            found = zip(*(array[stream._row][places].tolist() for array in emissions), strict=True)
             stream._hypothesis.extend(found, int(num_frames[stream._row]))
 
 

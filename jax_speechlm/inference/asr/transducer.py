@@ -15,8 +15,11 @@ from jax_speechlm.core.batch import Batch
 from jax_speechlm.decoding.ctc.alignment import Span, Word, words_of
 from jax_speechlm.decoding.transducer import greedy
 from jax_speechlm.decoding.transducer.beam import Network, TimedHypothesis, beam_search
+from jax_speechlm.decoding.transducer.stream import StreamingGreedy
 from jax_speechlm.inference.asr.base import Transcriber, Transcription, separator_of
 from jax_speechlm.inference.asr.decoder import Decoder, Decoding
+from jax_speechlm.inference.asr.hypothesis import Endpointing
+from jax_speechlm.inference.asr.stream import StreamBatch, StreamingProgram
 from jax_speechlm.inference.predictor import rows_by_id
 from jax_speechlm.inference.segmentation import AudioWindow
 from jax_speechlm.inference.transcript import Segment
@@ -35,7 +38,7 @@ Output = TimedHypothesis | Float[np.ndarray, "_ dim"]
 class TransducerRecognizer(Transcriber):
     """A transducer checkpoint's model, front end and tokenizer; `decoder` is None for greedy decoding."""
 
-    abilities: ClassVar[tuple[str, ...]] = ("transcribe", "embed")
+    abilities: ClassVar[tuple[str, ...]] = ("transcribe", "embed", "stream")
 
     run: LoadedRun
     decoder: Decoder | None = None
@@ -71,6 +74,27 @@ class TransducerRecognizer(Transcriber):
     @functools.cached_property
     def separator(self) -> str:
         return separator_of(self.tokenizer)
+
+    def streams(self, num_streams: int, chunk_ms: int | None, endpointing: Endpointing) -> StreamBatch:
+        """Opens a batch of streams (`jax_speechlm.load(path).streams`).
+
+        Raises:
+          CheckpointError: the run was not trained to stream.
+          ValueError: it was not trained on such chunks, or the decoding is not greedy search.
+        """
+        if self.decoder is not None:
+            raise ValueError(
+                f"streams are decoded by greedy search, not by {self.decoding_description}: leave out the settings of "
+                "decoding"
+            )
+        return StreamBatch(self._program(chunk_ms), num_streams, endpointing)
+
+    @functools.cached_property
+    def _program(self) -> Callable[[int | None], StreamingProgram]:
+        """The compiled step for a length of chunks, kept for the next streams."""
+        objective = self.experiment.objective
+        search = StreamingGreedy(objective.make_model(self.experiment.model, self.tokenizer), objective.durations)
+        return functools.cache(functools.partial(StreamingProgram, self.run, search, self.separator))
 
     def transcribe_batches(self, batches: Iterable[Batch]) -> dict[int, Transcription]:
         """Decodes every row; a transcript's log-probability is divided by the number of tokens."""
