@@ -14,14 +14,16 @@ from jaxtyping import Array, Float, Int
 from tyro.conf import Positional
 
 from data_pipelines.audio.decode import AudioError
-from jax_speechlm.core.batch import Batch, seed_key
+from jax_speechlm.core.batch import Batch, frame_mask, seed_key
 from jax_speechlm.core.errors import CheckpointError
 from jax_speechlm.frontend.frontend import FrontEnd, features
 from jax_speechlm.inference.predictor import rows_by_id, rows_of_recordings
 from jax_speechlm.inference.segmentation import Recording, name_of
 from jax_speechlm.inference.speaker import SpeakerVectors
+from jax_speechlm.models.encoder_decoder import EncoderDecoderConfig
 from jax_speechlm.models.encoders import EncoderConfig, make_encoder
 from jax_speechlm.nn import functional
+from jax_speechlm.nn.lora import merge
 from jax_speechlm.training.runs import LoadedRun, task_of_run
 
 
@@ -44,12 +46,16 @@ class SpeechEncoder:
         """Reads a run's newest checkpoint; raises `CheckpointError` if its model has no speech encoder."""
         run = LoadedRun.read(path)
         experiment = run.experiment
-        if not isinstance(experiment.model, EncoderConfig):
+        model, params = experiment.model, run.params
+        if isinstance(model, EncoderDecoderConfig):
+            params, _ = merge(params, model.lora)
+            model = model.encoder
+        if not isinstance(model, EncoderConfig):
             raise CheckpointError(
                 f"{run.checkpoint}: was trained by {experiment.objective.kind}, whose model has no speech encoder: "
                 "name a run that was pretrained or finetuned on speech"
             )
-        return cls(experiment.model, experiment.frontend, run.params["encoder"], run.checkpoint)
+        return cls(model, experiment.frontend, params["encoder"], run.checkpoint)
 
     @property
     def frame_samples(self) -> int:
@@ -98,6 +104,7 @@ class SpeechEncoder:
         if not 0 <= layer <= depth:
             raise ValueError(f"layer must lie between 0 (the input) and {depth} (the output), got {layer}")
         compute, rate = functools.partial(self._layer, self.params, layer=layer), self.frontend.mel.sample_rate
+        max_seconds = min(max_seconds, float(self._window_seconds or max_seconds))
         for recording, rows in rows_of_recordings(compute, recordings, rate, max_seconds, seconds_per_batch):
             hidden_TxD = np.concatenate([hidden[:frames] for hidden, frames in rows])
             if not len(hidden_TxD):
@@ -107,11 +114,23 @@ class SpeechEncoder:
     def all_layers(
         self, params: functional.Params, batch: Batch
     ) -> tuple[Float[Array, "layers batch time dim"], Int[Array, " batch"]]:
-        """Computes the hidden states of all layers, float32 and 0 in padding, and the frames per row. Pure."""
+        """Computes the hidden states of all layers, float32 and 0 in padding, and the frames per row. Pure.
+
+        Of a window that is filled with silence (`WhisperMel.window_seconds`) the frames of the recording count.
+        """
         x_BxTxF, length_B = features(batch, self.frontend, None)
         encoder = functional.bind(self._graphdef, params)
-        _, hidden = encoder(x_BxTxF, length_B, taps=tuple(range(self.model.num_layers + 1)))
-        return jnp.stack(list(hidden.values())), self.model.num_frames(length_B)
+        output, hidden = encoder(x_BxTxF, length_B, taps=tuple(range(self.model.num_layers)))
+        hidden_LxBxTxD = jnp.stack([*hidden.values(), output])
+        if self._window_seconds is None:
+            return hidden_LxBxTxD, self.model.num_frames(length_B)
+        mel = self.frontend.mel.replace(window_seconds=None)
+        own_B = jnp.minimum(self.model.num_frames(mel.num_frames(batch["audio_length"])), hidden_LxBxTxD.shape[2])
+        return jnp.where(frame_mask(own_B, hidden_LxBxTxD.shape[2])[..., None], hidden_LxBxTxD, 0), own_B
+
+    @property
+    def _window_seconds(self) -> int | None:
+        return getattr(self.frontend.mel, "window_seconds", None)
 
     def _make(self, rngs) -> nnx.Module:
         return make_encoder(self.model, rngs=rngs)

@@ -11,7 +11,7 @@ TASK = Task(
     models=(EncoderDecoderConfig,),
     inputs={"speech": (AUDIO, TRANSCRIPT)},
     predictor="jax_speechlm.inference.asr.aed:AttentionRecognizer",
-    abilities=("transcribe",),
+    abilities=("transcribe", "embed"),
     evaluator="jax_speechlm.evaluation.recognition:evaluate_run",
     hugging_face="jax_speechlm.interop.hf.registry:WHISPER",
 )

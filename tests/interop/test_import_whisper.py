@@ -3,17 +3,21 @@
 import dataclasses
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jax_speechlm.frontend.frontend import features
 from jax_speechlm.inference.asr.aed import Answer, AttentionRecognizer, Fallback, Phrase
 from jax_speechlm.inference.asr.decoder import Decoding
+from jax_speechlm.inference.embed import SpeechEncoder
 from jax_speechlm.inference.load import open_transcriber
 from jax_speechlm.inference.segmentation import AudioWindow
 from jax_speechlm.interop.folders import ExportError
 from jax_speechlm.interop.hf import weights
 from jax_speechlm.interop.hf.export import write_checked
 from jax_speechlm.interop.hf.import_ import import_run, read_folder
+from jax_speechlm.nn import functional
 from jax_speechlm.training.runs import LoadedRun
 from tests.interop.foreign_folders import TEXTS, change_json, load, write_whisper
 
@@ -87,6 +91,19 @@ def test_it_transcribes_whatever_else_is_in_the_batch(run):
     assert len(windows.segments) > 2
     assert model.recognize(iter([long])) == {3: windows.text}
     assert {answer.temperature for answer in model.encode([batch]).values()} == {0.7}
+
+
+def test_its_encoder_gives_the_frames_of_a_recording(run):
+    encoder, clips = SpeechEncoder.load(run), [np.ones(9000, np.int16), np.full(16_000, 300, np.int16)]
+    vectors = list(encoder.embed(clips))
+    assert [each.shape for each in vectors] == [(28, 16), (50, 16)]  # a frame every 20 ms, of whole windows of 10 ms
+    model = functional.bind(encoder._graphdef, encoder.params)
+    batch = {"audio": jnp.asarray(clips[1])[None], "audio_length": jnp.array([16_000])}
+    output, _ = model(*features(batch, encoder.frontend, None))
+    np.testing.assert_allclose(vectors[1], output[0], atol=1e-5)
+    assert [each.shape for each in encoder.embed(clips[1:], layer=0)] == [(50, 16)]
+    (joined,) = encoder.embed([np.concatenate([clips[1]] * 3)])  # longer than a window
+    assert len(joined) > 140
 
 
 def test_times_in_a_text_are_those_of_its_segments(run):

@@ -106,7 +106,7 @@ class AttentionRecognizer(Transcriber):
     fallback: Fallback = Fallback()  # noqa: RUF009  frozen
     timestamps: bool = False
 
-    abilities: ClassVar[tuple[str, ...]] = ("transcribe",)
+    abilities: ClassVar[tuple[str, ...]] = ("transcribe", "embed")
 
     @classmethod
     def load(
@@ -156,13 +156,15 @@ class AttentionRecognizer(Transcriber):
         """
         results = {}
         for batch in batches:
-            results |= {row: Transcription(each.text, each.avg_logprob) for row, each in self.encode([batch]).items()}
-            lengths = np.asarray(batch["audio_length"])
-            for row in np.flatnonzero(lengths > self._longest) if self._longest else ():
+            ids, lengths = batch["example_id"], batch["audio_length"]
+            is_long = (ids >= 0) & (lengths > (self._longest or math.inf))
+            answers = self.encode([batch | {"example_id": np.where(is_long, -1, ids)}])
+            results |= {row: Transcription(each.text, each.avg_logprob) for row, each in answers.items()}
+            for row in np.flatnonzero(is_long).tolist():
                 whole = next(self.transcribe([np.array(batch["audio"][row, : lengths[row]])]))
                 parts = [segment.avg_logprob for segment in whole.segments]
-                results[int(batch["example_id"][row])] = Transcription(whole.text, sum(parts) / max(len(parts), 1))
-        return {row: result for row, result in results.items() if row >= 0}
+                results[int(ids[row])] = Transcription(whole.text, sum(parts) / max(len(parts), 1))
+        return results
 
     @property
     def _longest(self) -> int | None:
