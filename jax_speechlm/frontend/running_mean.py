@@ -22,10 +22,13 @@ def running_mean(
       segments: utterances of the rows, each of which starts anew; None for rows of one.
     """
     position = jnp.arange(x.shape[1]) if segments is None else segments.position(x.shape[1])
-    first = jnp.broadcast_to(position == 0, x.shape[:2])[..., None]
-    decay, new = jnp.where(first, 0.0, _DECAY), (1 - _DECAY) * x + jnp.where(first, _DECAY * start[:, None], 0.0)
+    first_BxT = jnp.broadcast_to(position == 0, x.shape[:2])
 
-    def compose(one: tuple[Array, Array], two: tuple[Array, Array]) -> tuple[Array, Array]:
-        return one[0] * two[0], one[1] * two[0] + two[1]
+    # A scan, not an associative one, because programs are exported for any number of windows.
+    def step(mean_BxF: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
+        x_BxF, first_B = inputs
+        mean_BxF = _DECAY * jnp.where(first_B[:, None], start, mean_BxF) + (1 - _DECAY) * x_BxF
+        return mean_BxF, mean_BxF
 
-    return jax.lax.associative_scan(compose, (jnp.broadcast_to(decay, x.shape), new), axis=1)[1]
+    _, means_TxBxF = jax.lax.scan(step, start, (jnp.swapaxes(x, 0, 1), first_BxT.T))
+    return jnp.swapaxes(means_TxBxF, 0, 1)
