@@ -1,8 +1,11 @@
 """Transducer losses against the enumeration of alignments and a float64 forward algorithm; the chunked form of packed
 rows against the plain form."""
 
+import ast
 import functools
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -227,6 +230,13 @@ def test_no_array_has_the_logits_of_all_nodes():
 
     memory = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3))).lower(*arguments).compile().memory_analysis()
     assert memory.temp_size_in_bytes < batch * frames * places * vocab * 4 / 4
+
+
+def test_the_file_needs_jax_alone():
+    nodes = list(ast.walk(ast.parse(Path(sys.modules[transducer_loss.__module__].__file__).read_text())))
+    names = {each.name for node in nodes if isinstance(node, ast.Import) for each in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+    assert {name.split(".")[0] for name in names} == {"jax", "numpy", "collections", "functools"}
 
 
 def test_durations_that_cannot_work_are_refused():
