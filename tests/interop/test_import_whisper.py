@@ -113,6 +113,11 @@ def test_times_in_a_text_are_those_of_its_segments(run):
     ids = [first, *a, first + 20, first + 25, *b, first + 70]
     assert model._phrases(ids) == (Phrase(0.0, 0.4, "the cat"), Phrase(0.5, 1.4, "sat"))
     assert model._phrases([first + 5, *b]) == (Phrase(0.1, None, "sat"),)
+    assert model._resume([first, *a, first + 20, first + 25]) == 0.5
+    assert model._resume(ids) is None
+    both = Answer(model._phrases(ids[:4]), -0.5, 4, 0.0, 0.0, 0.5).followed_by(_answer("sat", -1.0, 0.0), 0.5)
+    assert both.text.endswith("sat")
+    assert (both.phrases[-1].start, both.num_tokens, both.avg_logprob) == (0.5, 7, -5 / 7)
     window = AudioWindow(None, 16_000, 16_000, 32_000)
     (one, two) = model.decode([(window, Answer(model._phrases(ids), -0.5, 9, 0.0, 0.0))])
     assert (one.start, one.end, one.text) == (1.0, 1.4, "the cat")

@@ -75,6 +75,8 @@ class Answer(NamedTuple):
       avg_logprob: mean log-probability of its tokens and the end, in nats.
       num_tokens: number of tokens, with the end if it ended.
       no_speech: probability that there is no speech; 0 where the model does not give it.
+      resume: second of the window from which speech follows that the text leaves out: it ends with two times, the first
+        of which ends a phrase and the second begins one. None if nothing does.
     """
 
     phrases: tuple[Phrase, ...]
@@ -82,6 +84,20 @@ class Answer(NamedTuple):
     num_tokens: int
     no_speech: float
     temperature: float
+    resume: float | None = None
+
+    def followed_by(self, other: "Answer", offset: float) -> "Answer":
+        """Returns both texts as one, the second of audio that begins at `offset` seconds."""
+        if not other.num_tokens:
+            return self
+        ends = (None if phrase.end is None else phrase.end + offset for phrase in other.phrases)
+        moved = (
+            phrase._replace(start=phrase.start + offset, end=end)
+            for phrase, end in zip(other.phrases, ends, strict=True)
+        )
+        count = self.num_tokens + other.num_tokens
+        total = self.avg_logprob * self.num_tokens + other.avg_logprob * other.num_tokens
+        return self._replace(phrases=(*self.phrases, *moved), avg_logprob=total / count, num_tokens=count)
 
     @property
     def text(self) -> str:
@@ -223,7 +239,22 @@ class AttentionRecognizer(Transcriber):
             generated = jax.device_get(self._generate(self.params, source, temperatures, keys, limits))
             for row in np.flatnonzero(open_rows).tolist():
                 answers[row] = self._answer(generated, row, temperature)
-        return [self._without_noise(answer) for answer in answers]
+        answers = [self._without_noise(answer) for answer in answers]
+        return self._continued(batch, answers) if self.timestamps else answers
+
+    def _continued(self, batch: HostBatch, answers: list[Answer]) -> list[Answer]:
+        """Decodes the rest of windows whose text ends before their speech does, as OpenAI's `transcribe` seeks on."""
+        rate, lengths = self.experiment.sample_rate, batch["audio_length"]
+        starts = np.array([round((answer.resume or 0) * rate) for answer in answers])
+        rows = np.flatnonzero((starts > 0) & (lengths - starts >= rate))  # with a second of audio or more
+        for part in _parts(rows):
+            rest = np.zeros((len(part), batch["audio"].shape[1]), np.int16)
+            for place, row in enumerate(part.tolist()):
+                rest[place, : lengths[row] - starts[row]] = batch["audio"][row, starts[row] : lengths[row]]
+            following = self.answers({"audio": rest, "audio_length": (lengths - starts)[part].astype(np.int32)})
+            for row, answer in zip(part.tolist(), following, strict=True):
+                answers[row] = answers[row].followed_by(answer, float(starts[row]) / rate)
+        return answers
 
     def _answer(self, generated: Generated, row: int, temperature: float) -> Answer:
         length = int(generated.length[row])
@@ -232,7 +263,14 @@ class AttentionRecognizer(Transcriber):
             return Answer((), -math.inf, 0, 0.0, temperature)
         count = length + int(generated.ended[row])
         mean = float(generated.log_prob[row]) / max(count, 1)
-        return Answer(self._phrases(ids), mean, count, float(generated.no_speech[row]), temperature)
+        return Answer(self._phrases(ids), mean, count, float(generated.no_speech[row]), temperature, self._resume(ids))
+
+    def _resume(self, ids: Sequence[int]) -> float | None:
+        if not self.timestamps or len(ids) < 3:
+            return None
+        first = self.experiment.objective.whisper.first_timestamp
+        before, last = (id_ - first for id_ in ids[-2:])
+        return last / TIMES_PER_SECOND if min(before, last) >= 0 and max(before, last) < TIMESTAMPS else None
 
     def _phrases(self, ids: Sequence[int]) -> tuple[Phrase, ...]:
         """Cuts ids at the times among them."""
