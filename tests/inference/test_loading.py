@@ -72,7 +72,7 @@ def test_language_models_generate_and_score(runs):
     (continuations,) = model.generate("a", GREEDY, max_tokens=4)
     assert continuations[0].num_tokens <= 4
     with pytest.raises(
-        CheckpointError, match="has generate and score but no embed: load a run that was trained by best_rq"
+        CheckpointError, match=r"has generate and score but no embed: load a run that was trained by .*best_rq"
     ):
         model.embed(SOUNDS)
 
