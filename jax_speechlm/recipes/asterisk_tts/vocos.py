@@ -6,7 +6,10 @@ jax-speechlm vocode runs/vocos in.wav --out out.wav
 
 A second of each utterance a step. `asterisk_tts/vocos_gan` continues with discriminators.
 
-Result: not yet measured
+3,175 steps of it and, from there with --from, --num-steps 3000 and --optimizer.schedule.peak 8e-4, 3,000 more; seed 0.
+Whisper tiny.en transcribes natural speech as well as its copies: WER 5.6 % [2.4, 11.2].
+
+Result: copies of asterisk-en test WER 5.6 % [2.4, 10.9], MCD 1.59 dB [1.56, 1.61], log F0 0.031 [0.023, 0.043]
 """
 
 from jax_speechlm.frontend.frontend import FrontEnd

@@ -7,7 +7,10 @@ jax-speechlm transcribe runs/streaming prompt.wav --stream --chunk-ms 320
 `demo/finetune` without pretraining, with features that need no later audio, and in half of the steps a chunk drawn from
 those lengths, with up to 2.56 s of audio before it. `eval` decodes whole utterances, the other half.
 
-Result: not yet measured
+Seed 0, on 2 CPU cores beside other work. With full context WER is 98.3 % [92.5, 104.4]: so short a training without
+pretraining does not make a useful recognizer, but streams lose nothing of it. docs/results.md has the latency.
+
+Result: asterisk-en test, chunks of 320 ms: WER 96.6 % [91.9, 101.8], CER 49.8 % [44.0, 54.9]
 """
 
 from jax_speechlm.objectives.asr.ctc import CTC
