@@ -39,7 +39,7 @@ def test_what_the_new_kind_requires_is_read_from_its_own_option():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--objective.kind", "ctx"], "--objective.kind ctx: choose one of best_rq, "),
+        (["--objective.kind", "ctx"], "--objective.kind ctx: choose one of aed, best_rq, "),
         (["--data.nothing.kind", "x"], "Speech has no setting 'nothing'"),
         (["--nothing.here.kind", "x"], "nothing is no single part of an experiment"),
         (["--data.sets.0.kind", "x"], "data.sets.0 is no single part|data.sets is no single part"),
