@@ -22,6 +22,7 @@ def test_every_file_of_models_has_a_toy():
     declares = re.compile(r"^class \w+\((nnx\.Module|Vocoder)\)", re.MULTILINE)
     files = {path.stem for path in Path(models.__path__[0]).rglob("*.py") if declares.search(path.read_text())}
     # Discriminators take waveforms of one length, a voice has its models' parts; the objectives' contracts cover them.
-    # An attention decoder is a part of the toy of an encoder with one.
-    covered = {"base", "discriminators", "voice", "attention_decoder"}
+    # An attention decoder is a part of the toy of an encoder with one. A transducer's parts take tokens, or the outputs
+    # of both; the contract of its objective covers them.
+    covered = {"base", "discriminators", "voice", "attention_decoder", "transducer"}
     assert {type(module).__module__.rpartition(".")[2] for module in made} == files - covered
