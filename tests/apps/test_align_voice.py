@@ -113,7 +113,7 @@ def test_a_split_is_aligned_once_and_anew_by_another_checkpoint(folder, capsys):
 def test_what_cannot_be_aligned_is_named(folder, capsys):
     write_run(folder / "vocoder", tiny.experiment("vocoder"), None)
     assert align(folder, run="vocoder") == USER_ERROR
-    assert "was trained by vocoder, which has no align; ctc, joint, tts have" in " ".join(
+    assert "was trained by vocoder, which has no align; ctc, joint, transducer, tts have" in " ".join(
         capsys.readouterr().err.split()
     )
     run = write_run(folder / "bare", tiny.experiment("tts"), TOKENIZER)
