@@ -40,7 +40,7 @@ class StreamLimits(Config):
 
 
 class Progress(NamedTuple):
-    """What is known of a stream: segments that have ended, and the one that has not."""
+    """The transcript of a stream so far: its ended segments and the current one."""
 
     segments: tuple[Segment, ...]
     partial: Partial
@@ -59,7 +59,7 @@ class LiveStreams:
     """
 
     def __init__(self, batch: StreamBatch):
-        """Starts the thread, the only one that uses the batch from now on."""
+        """Starts the thread. Other threads must not use the batch, except by `compile` before the first stream."""
         self.sample_rate = batch.sample_rate
         self._batch = batch
         self._jobs: collections.deque[tuple[Callable[[], Any] | tuple[Stream, Any], Future]] = collections.deque()

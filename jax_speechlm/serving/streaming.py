@@ -27,7 +27,7 @@ class Streaming:
     """
 
     def __init__(self, streams: LiveStreams | None, name: str, limits: StreamLimits, reason: str = ""):
-        """Serves streams, or says in `reason` why there are none."""
+        """Serves streams; without them requests are refused with `reason`."""
         self.streams, self.name, self.limits, self.reason = streams, name, limits, reason
         self.num_sockets = 0
 

@@ -74,7 +74,7 @@ class Answer(NamedTuple):
       phrases: the text by the times in it; a single one without.
       avg_logprob: mean log-probability of its tokens and the end, in nats.
       num_tokens: number of tokens, with the end if it ended.
-      no_speech: probability that there is no speech; 0 where the model does not give it.
+      no_speech: probability of no speech; 0 if the model does not predict it.
       resume: second of the window from which speech follows that the text leaves out: it ends with two times, the first
         of which ends a phrase and the second begins one. None if nothing does.
     """

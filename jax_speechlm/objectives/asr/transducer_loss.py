@@ -40,7 +40,7 @@ def transducer_loss(
     """Computes the negative log-likelihood of each row's tokens, summed over all alignments, from logits of all nodes.
 
     Args:
-      logits_BxTxLxV: unnormalised, of each frame after 0 to U tokens; for TDT V + D, those of the durations last.
+      logits_BxTxLxV: unnormalised, for each frame and 0 to U previous tokens; TDT has V + D, durations last.
       length_B: frames of each row.
       tokens_BxU: ids 1..V-1; those from `token_length_B` on are ignored.
       token_length_B: 0 is allowed; the only alignments are then all blanks.
@@ -190,7 +190,7 @@ def _losses(
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _log_likelihood(arcs_AxBxTxL, start_BxN, blanks, tokens):
-    """Returns the log-likelihood of each utterance, that of all paths from its first node to its end, [B, N].
+    """Returns the log-likelihood of each utterance, summed over its paths, [B, N].
 
     Args:
       arcs_AxBxTxL: log-probabilities of each node's arc to the end, then by blanks and by tokens within the utterance.

@@ -4,8 +4,8 @@ jax-speechlm finetune --config debian/en_streaming --run-dir runs/streaming
 jax-speechlm eval runs/streaming --sets asterisk-en
 jax-speechlm transcribe runs/streaming prompt.wav --stream --chunk-ms 320
 
-`demo/finetune` without pretraining, with features that need no later audio, and in half of the steps a chunk drawn from
-those lengths, with up to 2.56 s of audio before it. `eval` decodes whole utterances, the other half.
+`demo/finetune` without pretraining, with features that need no later audio. Half of the steps draw one of these chunk
+lengths, with up to 2.56 s of left context; the others have full context, as `eval` without --stream.
 
 Seed 0, on 2 CPU cores beside other work. With full context WER is 98.3 % [92.5, 104.4]: so short a training without
 pretraining does not make a useful recognizer, but streams lose nothing of it. docs/results.md has the latency.
