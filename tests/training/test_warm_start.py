@@ -164,7 +164,7 @@ def test_a_group_that_is_missing_on_either_side_is_an_error(groups, message, lan
 
 def test_a_run_that_shares_nothing_is_an_error(language_model):
     folder, _ = language_model
-    with pytest.raises(ckpt.CheckpointError, match=r"neither .* \(transformer\) and in this model \(encoder, head"):
+    with pytest.raises(ckpt.CheckpointError, match=r"none of .* \(transformer\) and in this model \(encoder, head"):
         take_over(InitFrom(checkpoint=str(folder)), {"encoder": {}, "head": {}}, ABC)
 
 
