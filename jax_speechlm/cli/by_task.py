@@ -1,4 +1,4 @@
-"""Commands whose function depends on the task of a run: eval, align, generate, score-pairs."""
+"""Commands whose function depends on the task of a run: eval, align, embed, generate, score-pairs."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,8 +10,11 @@ from jax_speechlm.evaluation.by_task import evaluator
 from jax_speechlm.tasks import TASKS, Task, resolve
 from jax_speechlm.training.runs import task_of_run
 
-_SHOWN = {"eval": "ctc", "align": "ctc", "generate": "causal_lm", "score-pairs": "causal_lm"}
+_SHOWN = {"eval": "ctc", "align": "ctc", "embed": "ctc", "generate": "causal_lm", "score-pairs": "causal_lm"}
 """Task whose options --help shows if no run is given."""
+
+_USUAL = {"embed": "jax_speechlm.inference.embed:embed_files"}
+"""Functions of commands for tasks that declare none of their own."""
 
 
 def run(argv: Sequence[str], prog: str) -> None:
@@ -25,7 +28,7 @@ def run(argv: Sequence[str], prog: str) -> None:
 def _function(command: str, task: Task, run: str) -> Callable[..., Any]:
     if command == "eval":
         return evaluator(task, run)
-    if command in task.commands:
-        return resolve(task.commands[command])
+    if function := task.commands.get(command, _USUAL.get(command)):
+        return resolve(function)
     able = ", ".join(name for name, task in TASKS.items() if command in task.commands)
     raise CheckpointError(f"{run} was trained by {task.name}, which has no {command}; {able} have")

@@ -127,9 +127,10 @@ COMMANDS = {
         "jax-speechlm self-train runs/finetune --sets queen-en --out pseudo --run-dir runs/self",
     ),
     "embed": Command(
-        "jax_speechlm.inference.embed:embed_files",
-        "write an encoder's hidden states of audio files: a vector per file, or per frame",
-        "jax-speechlm embed runs/pretrain *.wav --out embeddings.npz",
+        "jax_speechlm.cli.by_task:run",
+        "write an encoder's vectors of audio files, one per file or frame, or of texts",
+        "jax-speechlm embed runs/pretrain *.wav --out vectors.npz    |    embed runs/minilm 'a text' --out vectors.npz",
+        parses=True,
     ),
     "classify": Command(
         "jax_speechlm.inference.classify:classify",

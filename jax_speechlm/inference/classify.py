@@ -1,7 +1,7 @@
 """Classification of recordings or texts by a trained classifier."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,14 @@ from jaxtyping import Float
 from tyro.conf import Positional
 
 from data_pipelines.audio.decode import AudioError
-from jax_speechlm.core.vocabulary import Vocabulary, pad
+from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.inference.predictor import Row, RunPredictor, print_lines, rows_of_recordings
 from jax_speechlm.inference.segmentation import Recording, name_of
+from jax_speechlm.inference.text_batches import outputs_of_rows
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.objectives.heads.classification import Classification
 
-_TEXTS, _SECONDS = 16, 60.0  # per batch: texts; seconds of padded audio
+_SECONDS = 60.0  # of padded audio per batch
 
 
 class Classifier(RunPredictor):
@@ -53,7 +54,7 @@ class Classifier(RunPredictor):
           AudioError: a recording cannot be read, or is too short for a single frame.
         """
         if self.reads_texts:
-            rows = list(self._of_texts(inputs))
+            rows = self._of_texts(inputs)
         else:
             rate = self.run.experiment.sample_rate
             parts = rows_of_recordings(self._compute, inputs, rate, max_seconds, _SECONDS)
@@ -67,19 +68,11 @@ class Classifier(RunPredictor):
             raise AudioError(name_of(recording), "too short for a single frame", "leave it out")
         return sum(int(frames) * shares.astype(np.float64) for shares, frames in rows) / count
 
-    def _of_texts(self, texts: Sequence[str]) -> Iterator[Float[np.ndarray, " classes"]]:
+    def _of_texts(self, texts: Sequence[str]) -> list[Float[np.ndarray, " classes"]]:
         tokenizer, context = self.run.tokenizer, self.run.experiment.data.context
         vocabulary = Vocabulary.of(tokenizer)
-        for start in range(0, len(texts), _TEXTS):
-            rows = [vocabulary.enclose(tokenizer.encode(text))[:context] for text in texts[start : start + _TEXTS]]
-            # Few shapes, hence few compiled programs.
-            width = min(context, max(16, 1 << (max(map(len, rows)) - 1).bit_length()))
-            count = 1 if len(rows) == 1 else _TEXTS
-            lengths = np.array([*map(len, rows), *[0] * (count - len(rows))])
-            position = np.broadcast_to(np.arange(width, dtype=np.int32), (count, width))
-            segment = (position < lengths[:, None]).astype(np.int32)
-            batch = {"tokens": pad(rows, width, count), "position": position, "segment": segment}
-            yield from np.asarray(self._probabilities(self.run.params, batch))[: len(rows)]
+        rows = [vocabulary.enclose(tokenizer.encode(text))[:context] for text in texts]
+        return outputs_of_rows(functools.partial(self._probabilities, self.run.params), rows, context)
 
     @functools.cached_property
     def _probabilities(self):

@@ -25,7 +25,9 @@ from jax_speechlm.inference.lm.generation import Continuation, UnitContinuation
 from jax_speechlm.inference.lm.units import Part
 from jax_speechlm.inference.segmentation import Recording
 from jax_speechlm.inference.synthesize import Speech, Synthesizer
+from jax_speechlm.inference.text_embed import TextEmbedder
 from jax_speechlm.inference.transcript import Transcript
+from jax_speechlm.objectives.heads.pooling import Pooling
 from jax_speechlm.tasks import TASKS, resolve, with_ability
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.runs import task_of_run
@@ -108,11 +110,26 @@ class TrainedModel:
         return self.model.streams(num_streams, chunk_ms, endpointing)
 
     def embed(
-        self, recordings: Recording | Sequence[Recording], *, layer: int | None = None, max_seconds: float = 30.0
-    ) -> list[Float[np.ndarray, "_ dim"]]:
-        """Returns hidden states of the speech encoder [time, dim] for each recording (`SpeechEncoder.embed`)."""
+        self,
+        inputs: Recording | Sequence[Recording] | Sequence[str],
+        *,
+        layer: int | None = None,
+        max_seconds: float = 30.0,
+        pooling: Pooling | None = None,
+    ) -> list[Float[np.ndarray, "_ dim"]] | Float[np.ndarray, "texts dim"]:
+        """Embeds recordings or texts.
+
+        Args:
+          layer, max_seconds: of recordings, as in `SpeechEncoder.embed`.
+          pooling: of texts, how hidden states become a vector; None for the run's own way.
+
+        Returns:
+          Of recordings the hidden states [time, dim] of each; of texts an array with a vector of each.
+        """
         self._check("embed")
-        return list(self._encoder.embed(_listed(recordings), layer=layer, max_seconds=max_seconds))
+        if isinstance(self.model, TextEmbedder):
+            return self.model.vectors(_listed(inputs), pooling)
+        return list(self._encoder.embed(_listed(inputs), layer=layer, max_seconds=max_seconds))
 
     def generate(
         self,

@@ -1,8 +1,9 @@
-"""Transformer over tokens: causal (Qwen3, Llama) or bidirectional (ModernBERT, BERT, RoBERTa).
+"""Transformer over tokens: causal (Qwen3, Llama, GPT-2) or bidirectional (ModernBERT, BERT, RoBERTa, DistilBERT).
 
 A block is norm, attention with grouped keys and values, norm and feed-forward, both residual. With the same weights the
-model computes the same numbers as Hugging Face's `Qwen3ForCausalLM`, `LlamaForCausalLM`, `ModernBertForMaskedLM`,
-`BertForMaskedLM` and `RobertaForMaskedLM` (`jax_speechlm.interop.hf.transformer` converts the weights).
+model computes the same numbers as Hugging Face's `Qwen3ForCausalLM`, `LlamaForCausalLM`, `GPT2LMHeadModel`,
+`ModernBertForMaskedLM`, `BertForMaskedLM`, `RobertaForMaskedLM` and `DistilBertForMaskedLM`, and their encoders alone
+(`jax_speechlm.interop.hf.transformer` converts the weights).
 """
 
 from collections.abc import Callable
@@ -58,7 +59,7 @@ class FeedForward(nnx.Module):
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         dim, inner = config.dim, config.ffn_dim
-        self.activation = jax.nn.silu if config.feedforward in ("swiglu", "silu") else _gelu
+        self.activation = _ACTIVATIONS[config.feedforward]
         linear = partial(Linear, bias=config.bias, rngs=rngs)
         self.gate = linear((dim,), (inner,), ("embed", "mlp")) if config.gated else None
         self.up = linear((dim,), (inner,), ("embed", "mlp"))
@@ -113,12 +114,13 @@ class PredictionHead(nnx.Module):
     """linear -> GELU -> norm before the vocabulary map, and the bias of that map."""
 
     def __init__(self, config: TransformerConfig, vocab_size: int, *, rngs: nnx.Rngs):
+        self.activation = _ACTIVATIONS[config.feedforward] if config.feedforward in ("gelu_tanh", "relu") else _gelu
         self.linear = Linear((config.dim,), (config.dim,), ("embed", None), bias=config.bias, rngs=rngs)
         self.norm = _norm(config, rngs)
         self.bias = parameter(rngs.params(), (vocab_size,), ("vocab",), jax.nn.initializers.zeros, decays=False)
 
     def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
-        return self.norm(_gelu(self.linear(x)))
+        return self.norm(self.activation(self.linear(x)))
 
 
 class Transformer(nnx.Module):
@@ -394,6 +396,8 @@ def _choose(is_global: Array, rotations: tuple[Rotation | None, Rotation | None]
 
 
 _gelu = partial(jax.nn.gelu, approximate=False)
+_ACTIVATIONS = {"swiglu": jax.nn.silu, "silu": jax.nn.silu, "geglu": _gelu, "gelu": _gelu, "relu": jax.nn.relu}
+_ACTIVATIONS["gelu_tanh"] = partial(jax.nn.gelu, approximate=True)
 
 
 def _norm(config: TransformerConfig, rngs: nnx.Rngs) -> RMSNorm | LayerNorm:

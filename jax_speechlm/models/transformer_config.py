@@ -56,12 +56,14 @@ residual stream (Qwen3, Llama). "pre_embedding": the same on normalised embeddin
 without a second norm (ModernBERT). "post": the normalised values are also what the outputs are added to, which equals a
 norm after each addition (BERT)."""
 
-FeedForwardKind = Literal["swiglu", "geglu", "silu", "gelu"]
-"""Activation of the feed-forward, with a gate ("swiglu", "geglu"; Shazeer 2020) or without; GELU is the exact one."""
+FeedForwardKind = Literal["swiglu", "geglu", "silu", "gelu", "gelu_tanh", "relu"]
+"""Activation of the feed-forward, with a gate ("swiglu", "geglu"; Shazeer 2020) or without. GELU is the exact one,
+"gelu_tanh" its approximation in GPT-2."""
 
 HeadKind = Literal["linear", "transform"]
-"""Map from hidden states to logits. "linear": the vocabulary map alone. "transform": linear, GELU and norm before a
-vocabulary map with a bias, as in BERT and ModernBERT."""
+"""Map from hidden states to logits. "linear": the vocabulary map alone; an encoder without a language model's head has
+the embedding table there. "transform": linear, GELU (or the feed-forward's "gelu_tanh" or "relu") and norm before a
+vocabulary map with a bias, as in the masked language models of BERT and ModernBERT."""
 
 _DECODER = {
     "causal": True,
@@ -83,6 +85,7 @@ _ENCODER = {
 FORMS: dict[str, dict[str, Any]] = {
     "qwen3": _DECODER | {"query_key_norm": True},
     "llama": _DECODER | {"query_key_norm": False},
+    "gpt2": _DECODER | {"norm": "layer", "bias": True, "feedforward": "gelu_tanh", "query_key_norm": False},
     "modernbert": _ENCODER,
     "bert": _ENCODER | {"norm_placement": "post", "bias": True, "feedforward": "gelu"},
 }
@@ -106,14 +109,14 @@ combination of their values."""
 class TransformerConfig(Config):
     """The shape of a transformer. The defaults are a small causal model in Qwen3's form.
 
-    `qwen3`, `llama`, `modernbert` and `bert` return configs in the form of these families.
+    `qwen3`, `llama`, `gpt2`, `modernbert` and `bert` return configs in the form of these families.
 
     Attributes:
       dim: width of the residual stream.
       num_layers: number of blocks.
       num_heads: query heads; a multiple of `num_kv_heads`.
       num_kv_heads: heads of keys and values; fewer than `num_heads` is grouped-query attention.
-      head_dim: width of a head; even.
+      head_dim: width of a head; even with rotary positions.
       ffn_dim: inner width of the feed-forward.
       causal: whether a token attends only to itself and the tokens before it.
       norm: RMSNorm or LayerNorm.
@@ -172,6 +175,12 @@ class TransformerConfig(Config):
         return cls(**FORMS["llama"] | settings)
 
     @classmethod
+    def gpt2(cls, **settings: Any) -> "TransformerConfig":
+        """Returns a config in GPT-2's form: causal, LayerNorm, biases, approximate GELU, learnt positions."""
+        learnt = {"norm_epsilon": 1e-5, "positions": LearnedPositions(size=1024)}
+        return cls(**FORMS["gpt2"] | learnt | settings)
+
+    @classmethod
     def modernbert(cls, **settings: Any) -> "TransformerConfig":
         """Returns a config in ModernBERT's form: bidirectional, LayerNorm without offset, GEGLU, rotary positions."""
         return cls(**FORMS["modernbert"] | {"norm_epsilon": 1e-5} | settings)
@@ -205,7 +214,7 @@ class TransformerConfig(Config):
     def _parts_fit(self):
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})")
-        if self.head_dim % 2:
+        if self.positions is None and self.head_dim % 2:
             raise ValueError(f"head_dim ({self.head_dim}) must be even: rotary positions rotate pairs of values")
         if self.window is None and (self.global_every or self.local_rope_theta):
             raise ValueError("global_every and local_rope_theta apply to layers with a window: set window")

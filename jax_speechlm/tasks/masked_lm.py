@@ -10,6 +10,9 @@ TASK = Task(
     objective=MaskedLM,
     models=(TransformerConfig,),
     inputs={"text": (PACKED_TEXT,)},
+    predictor="jax_speechlm.inference.text_embed:TextEmbedder",
+    abilities=("embed",),
+    commands={"embed": "jax_speechlm.inference.text_embed:embed_texts"},
     evaluator="jax_speechlm.evaluation.masked_text:evaluate_run",
     hugging_face="jax_speechlm.interop.hf.registry:TEXT",
 )

@@ -294,9 +294,9 @@ class Toy:
 
 
 def toys() -> Iterator[tuple[str, Toy]]:
-    """Yields a toy for each task and model. An imported encoder has no loss."""
+    """Yields a toy for each task and model. Imported encoders have no loss."""
     for name, task in TASKS.items():
-        for model in task.models if name != "encoder" else ():
+        for model in task.models if name not in ("encoder", "text_encoder") else ():
             config, toy = SETTINGS[name], MODELS[model]
             if model is WaveNetConfig:
                 config = config.replace(adversarial=None)

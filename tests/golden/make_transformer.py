@@ -1,10 +1,11 @@
-"""Makes transformer.npz: small randomly initialised models of five kinds, their inputs and logits.
+"""Makes transformer.npz: small randomly initialised models of seven kinds, their inputs, hidden states and logits.
 
     python tests/golden/make_transformer.py        (needs torch and transformers; see the [parity] extra)
 
 Rows are whole, padded on the right and padded on the left, and longer than the windows. Qwen3 has grouped keys, a head
 width that is not dim / heads, a tied head and two layers with a window of four; Llama an untied head; the others look
-both ways: ModernBERT with a window in four layers of six, BERT and RoBERTa with learnt positions.
+both ways: ModernBERT with a window in four layers of six, BERT, RoBERTa and DistilBERT with learnt positions. GPT-2 has
+these too, and an inner width that is no multiple of its outer one.
 """
 
 import json
@@ -42,14 +43,23 @@ SETTINGS = {
     "roberta": COMMON | {
         "num_hidden_layers": 2, "max_position_embeddings": LONGEST + 1, "type_vocab_size": 1, "layer_norm_eps": 1e-5
     },
+    "distilbert": {
+        "vocab_size": VOCAB, "dim": 16, "n_heads": 4, "n_layers": 2, "hidden_dim": 20,
+        "max_position_embeddings": LONGEST,
+    },
+    "gpt2": {
+        "vocab_size": VOCAB, "n_embd": 16, "n_head": 4, "n_layer": 2, "n_inner": 20, "n_positions": LONGEST,
+        "pad_token_id": 0, "bos_token_id": None, "eos_token_id": None,
+    },
 }  # fmt: skip
 
 
-def inputs() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tokens, their segments and their positions, all [B, T]."""
+def inputs(*, padded_left: bool = True) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens, their segments and their positions, all [B, T]; `padded_left` is whether the last row is."""
     tokens = np.random.default_rng(0).integers(1, VOCAB, (len(LENGTHS), TIME))
     segment = (np.arange(TIME) < np.array(LENGTHS)[:, None]).astype(np.int32)
-    segment[-1] = segment[-1, ::-1]
+    if padded_left:
+        segment[-1] = segment[-1, ::-1]
     return tokens.astype(np.int32), segment, np.maximum(segment.cumsum(1) - 1, 0).astype(np.int32)
 
 
@@ -60,7 +70,7 @@ def random_model(model_type: str):
 
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(model_type, **SETTINGS[model_type])
-    is_causal = model_type in ("qwen3", "llama")
+    is_causal = model_type in ("qwen3", "llama", "gpt2")
     auto = transformers.AutoModelForCausalLM if is_causal else transformers.AutoModelForMaskedLM
     model = auto.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():
@@ -69,17 +79,27 @@ def random_model(model_type: str):
     return model
 
 
-def logits_of(model, tokens: np.ndarray, segment: np.ndarray, position: np.ndarray) -> np.ndarray:
-    """The model's logits [B, T, V]; segment 0 is padding and all else one segment."""
+def outputs_of(model, tokens: np.ndarray, segment: np.ndarray, position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The model's hidden states [B, T, D] and logits [B, T, V]; segment 0 is padding and all else one segment."""
     import torch
 
     first = model.config.pad_token_id + 1 if model.config.model_type == "roberta" else 0
+    places = {} if model.config.model_type == "distilbert" else {"position_ids": torch.tensor(position + first).long()}
+    if not places and not (np.diff(segment, axis=1) <= 0).all():
+        raise ValueError("DistilBERT counts positions from the left: pad its rows on the right")
     with torch.no_grad():
-        return model(
+        outputs = model(
             torch.tensor(tokens).long(),
             attention_mask=torch.tensor(segment > 0).long(),
-            position_ids=torch.tensor(position + first).long(),
-        ).logits.numpy()
+            output_hidden_states=True,
+            **places,
+        )
+    return outputs.hidden_states[-1].numpy(), outputs.logits.numpy()
+
+
+def logits_of(model, tokens: np.ndarray, segment: np.ndarray, position: np.ndarray) -> np.ndarray:
+    """The model's logits [B, T, V]."""
+    return outputs_of(model, tokens, segment, position)[1]
 
 
 def main() -> None:
@@ -88,7 +108,8 @@ def main() -> None:
     for name in SETTINGS:
         model = random_model(name)
         arrays[f"{name}/config"] = json.dumps(model.config.to_dict())
-        arrays[f"{name}/logits"] = logits_of(model, tokens, segment, position)
+        hidden, logits = outputs_of(model, *inputs(padded_left=name != "distilbert"))
+        arrays |= {f"{name}/hidden": hidden, f"{name}/logits": logits}
         arrays |= {f"{name}/weights/{key}": value.numpy() for key, value in model.state_dict().items()}
     np.savez_compressed(Path(__file__).with_name("transformer.npz"), **arrays)
 

@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from jax_speechlm.frontend.whisper_mel import WhisperMel
-from jax_speechlm.interop.hf import transformer, wav2vec2_bert, whisper
+from jax_speechlm.interop.hf import text_families as families
+from jax_speechlm.interop.hf import text_heads, transformer, wav2vec2_bert, whisper
 from jax_speechlm.interop.hf.feature_extractor import FILE as FRONT_END
 from jax_speechlm.interop.hf.feature_extractor import front_end_to_hugging_face
 from jax_speechlm.interop.hf.weights import write_weights
@@ -17,7 +19,7 @@ from jax_speechlm.models.attention_decoder import AttentionDecoderConfig
 from jax_speechlm.models.conformer import Conformer
 from jax_speechlm.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from jax_speechlm.models.transformer import Transformer
-from jax_speechlm.models.transformer_config import LearnedPositions
+from jax_speechlm.models.transformer_config import LearnedPositions, TransformerConfig
 from jax_speechlm.models.whisper import WhisperEncoderConfig
 from jax_speechlm.nn import functional
 from jax_speechlm.objectives.asr.whisper_tokens import TIMESTAMPS
@@ -32,14 +34,16 @@ BERT_SPECIAL = {"bos": "[CLS]", "cls": "[CLS]", "eos": "[SEP]", "sep": "[SEP]", 
 SPECIAL = {
     "llama": {"bos": "<|begin_of_text|>", "eos": "<|end_of_text|>"},
     "qwen3": {"eos": "<|endoftext|>", "pad": "<|endoftext|>"},
-    **dict.fromkeys(("modernbert", "bert", "roberta"), BERT_SPECIAL),
+    "gpt2": {"bos": "<|endoftext|>", "eos": "<|endoftext|>"},
+    **dict.fromkeys(("modernbert", "bert", "roberta", "xlm-roberta", "distilbert"), BERT_SPECIAL),
 }
 """Special tokens of each kind of language model."""
 
 TABLES = {
     "modernbert": "model.embeddings.tok_embeddings.weight",
     "bert": "bert.embeddings.word_embeddings.weight",
-    "roberta": "roberta.embeddings.word_embeddings.weight",
+    **dict.fromkeys(("roberta", "xlm-roberta"), "roberta.embeddings.word_embeddings.weight"),
+    "distilbert": "distilbert.embeddings.word_embeddings.weight",
 }
 """Name of the table of embeddings, where it is not that of a causal model."""
 
@@ -63,8 +67,6 @@ def write_json(folder: Path, name: str, value: object) -> None:
 
 def draw(make, seed: int = 0):
     """Random parameters of a module."""
-    import jax
-
     rng = np.random.default_rng(seed)
     shapes = functional.declare(make).shapes
     return jax.tree.map_with_path(
@@ -91,31 +93,63 @@ def enclose(tokenizer: tokenizers.Tokenizer, before: str | None, behind: str | N
     tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=special)
 
 
-def write_text_model(folder: Path, kind: str, *, encloses: bool = True, **special: str) -> dict[str, np.ndarray]:
-    """A language model.
+GPT2 = TransformerConfig.gpt2(
+    dim=16, num_layers=2, num_heads=2, num_kv_heads=2, head_dim=8, ffn_dim=24, positions=LearnedPositions(size=64)
+)
+LABELS = {"0": "no", "1": "yes"}
+
+
+def write_text_model(
+    folder: Path, kind: str, *, encloses: bool = True, architecture: str | None = None, **special: str
+) -> dict[str, np.ndarray]:
+    """A language model, or a text encoder alone or with a head.
 
     Args:
-      kind: "llama", "qwen3", "modernbert", "bert" or "roberta".
+      kind: its `model_type`.
       encloses: whether the tokenizer puts `bos`, or `cls` and `sep`, around a text.
+      architecture: its class; None for the language model's.
       special: names of special tokens, by what they are: eos="</s>".
 
     Returns:
       Its state dict.
     """
-    config = {"llama": LLAMA, "qwen3": QWEN, "modernbert": BERT}.get(kind, OLD_BERT)
+    named = {"llama": LLAMA, "qwen3": QWEN, "modernbert": BERT, "gpt2": GPT2}
+    config, architecture = named.get(kind, OLD_BERT), architecture or families.LANGUAGE_MODELS[kind]
     tokenizer = byte_level(*dict.fromkeys(special.values()))
-    if encloses:
+    if encloses and kind != "gpt2":
         enclose(tokenizer, special.get("cls", special.get("bos")), special.get("sep"))
     num_rows = tokenizer.get_vocab_size() + UNUSED
-    if kind == "roberta":  # its positions begin behind the id of its padding
+    if kind in ("roberta", "xlm-roberta"):  # its positions begin behind the id of its padding
         first = tokenizer.token_to_id(special["pad"]) + 1
         config = config.replace(positions=LearnedPositions(size=first + 64, first=first, token_types=1))
-    params = draw(lambda rngs: Transformer(config, num_rows, rngs=rngs))
-    arrays = transformer.to_hugging_face(params, config)
-    values = {"max_position_embeddings": 64} | transformer.config_to_hugging_face(config, num_rows)
+    if kind == "distilbert":
+        config = config.replace(positions=LearnedPositions(size=64), norm_epsilon=1e-12)
+    is_language_model, is_bare = architecture in families.LANGUAGE_MODELS.values(), architecture.endswith("Model")
+    is_bare = is_bare and not is_language_model
+    if not is_language_model and (is_bare or kind != "modernbert"):
+        config = config.replace(head="linear", tied=True)
+    params = {"transformer": draw(lambda rngs: Transformer(config, num_rows, rngs=rngs))}
+    if is_language_model:
+        arrays = transformer.to_hugging_face(params["transformer"], config)
+    else:
+        rng = np.random.default_rng(2)
+        sizes = {"pooler": config.dim, "head": len(LABELS)}
+        for name, size in sizes.items():
+            params[name] = {"kernel": rng.normal(size=(config.dim, size)), "bias": rng.normal(size=size)}
+        params |= jax.tree.map(lambda x: x.astype(np.float32), {name: params[name] for name in sizes})
+        if is_bare:
+            has_pooler = "oberta" in kind or kind == "bert"
+            arrays = text_heads.bare_arrays(params if has_pooler else {"transformer": params["transformer"]}, config)
+        else:
+            arrays = text_heads.head_arrays(params, config, architecture)
+    values = {} if config.positions else {"max_position_embeddings": 64}
+    values |= transformer.config_to_hugging_face(config, num_rows)
     values |= dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"))
     ids = {name: tokenizer.token_to_id(token) for name, token in special.items()}
     values |= {f"{name}_token_id": number for name, number in ids.items() if name != "mask"}
+    values |= {"model_type": kind, "architectures": [architecture]}
+    if not is_language_model and not is_bare:
+        values["id2label"] = LABELS
     folder.mkdir()
     write_weights(folder, arrays, shard_bytes=20_000)
     write_json(folder, "config.json", values)

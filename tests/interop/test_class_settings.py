@@ -17,7 +17,10 @@ from tests.interop.foreign_folders import write_json, write_text_model
 from tests.interop.tiny_runs import tiny_run
 
 READERS = {
-    **dict.fromkeys(("llama", "qwen3", "modernbert", "bert", "roberta"), transformer.config_from_hugging_face),
+    **dict.fromkeys(
+        ("llama", "qwen3", "modernbert", "bert", "roberta", "xlm-roberta", "distilbert", "gpt2"),
+        transformer.config_from_hugging_face,
+    ),
     "wav2vec2-bert": wav2vec2_bert.config_from_hugging_face,
     "parakeet_ctc": parakeet.config_from_hugging_face,
 }
@@ -31,8 +34,9 @@ def test_class_defaults_are_the_class_s_own(model_type):
     found, spelled = READERS[model_type](kind), READERS[model_type](DEFAULTS[model_type] | kind)
     assert found == spelled
     part = "parakeet_encoder" if model_type == "parakeet_ctc" else model_type
-    assert found.dim == DEFAULTS[part]["hidden_size"]
-    assert found.num_layers == DEFAULTS[part]["num_hidden_layers"]
+    own = {"distilbert": ("dim", "n_layers"), "gpt2": ("n_embd", "n_layer")}
+    width, depth = own.get(model_type, ("hidden_size", "num_hidden_layers"))
+    assert (found.dim, found.num_layers) == (DEFAULTS[part][width], DEFAULTS[part][depth])
 
 
 def test_class_default_of_qwen3_heads_is_128_wide():
@@ -92,8 +96,8 @@ def test_rotary_settings_of_any_version(model_type, rope, theta):
         ("qwen3", "hidden_act", ("silu", "swish"), "relu"),
         ("modernbert", "hidden_activation", ("gelu", "gelu_python"), "gelu_new"),
         ("modernbert", "classifier_activation", ("gelu", "gelu_python"), "silu"),
-        ("bert", "hidden_act", ("gelu", "gelu_python"), "gelu_pytorch_tanh"),
-        ("roberta", "hidden_act", ("gelu", "gelu_python"), "gelu_fast"),
+        ("bert", "hidden_act", ("gelu_new", "gelu_pytorch_tanh"), "mish"),
+        ("roberta", "hidden_act", ("gelu", "gelu_python"), "mish"),
         ("wav2vec2-bert", "hidden_act", ("swish", "silu"), "gelu"),
         ("parakeet_encoder", "hidden_act", ("silu", "swish"), "relu"),
     ],

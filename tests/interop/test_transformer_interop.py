@@ -6,14 +6,17 @@ import jax
 import numpy as np
 import pytest
 
+from jax_speechlm.interop.hf import text_families as families
+from jax_speechlm.interop.hf import text_heads
 from jax_speechlm.interop.hf import transformer as interop
 from jax_speechlm.interop.hf.mapping import read
-from jax_speechlm.models.transformer import Transformer
+from jax_speechlm.models.transformer import Transformer, init_cache
 from jax_speechlm.models.transformer_config import LearnedPositions, TransformerConfig
 from jax_speechlm.nn import functional
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "transformer.npz")
-KINDS = ("qwen3", "llama", "modernbert", "bert", "roberta")
+KINDS = ("qwen3", "llama", "modernbert", "bert", "roberta", "distilbert", "gpt2")
+ENCODERS = KINDS[2:6]
 SMALL = {"dim": 8, "num_layers": 3, "num_heads": 2, "ffn_dim": 12}
 BERT = TransformerConfig.bert(**SMALL, num_kv_heads=2, head_dim=4, positions=LearnedPositions(size=9, token_types=2))
 CONFIGS = {
@@ -24,6 +27,8 @@ CONFIGS = {
     ),
     "bert": BERT,
     "roberta": BERT.replace(positions=LearnedPositions(size=9, first=1, token_types=1)),
+    "distilbert": BERT.replace(positions=LearnedPositions(size=9), feedforward="relu"),
+    "gpt2": TransformerConfig.gpt2(**SMALL, num_kv_heads=2, head_dim=4, positions=LearnedPositions(size=9)),
 }  # fmt: skip
 
 
@@ -32,6 +37,19 @@ def golden(kind):
     prefix = f"{kind}/weights/"
     weights = {name.removeprefix(prefix): GOLDEN[name] for name in GOLDEN.files if name.startswith(prefix)}
     return json.loads(str(GOLDEN[f"{kind}/config"])), weights
+
+
+def batch(kind):
+    """Its last row is padded on the left, but for DistilBERT, which counts positions from the left."""
+    if kind != "distilbert":
+        return tuple(GOLDEN[name] for name in ("tokens", "segment", "position"))
+    segment = -np.sort(-GOLDEN["segment"])
+    return GOLDEN["tokens"], segment, np.maximum(segment.cumsum(1) - 1, 0).astype(np.int32)
+
+
+@partial(jax.jit, static_argnames="graphdef")
+def hidden_states(graphdef, params, tokens, segment, position):
+    return functional.bind(graphdef, params)(tokens, segment, position)
 
 
 @partial(jax.jit, static_argnames="graphdef")
@@ -48,9 +66,65 @@ def test_logits_are_those_of_hugging_face(kind):
     declared = functional.declare(lambda rngs: Transformer(config, vocab_size, rngs=rngs))
     assert jax.tree.map(np.shape, params) == jax.tree.map(lambda x: x.shape, declared.shapes)
 
-    ours = logits(declared.graphdef, params, GOLDEN["tokens"], GOLDEN["segment"], GOLDEN["position"])
-    real = GOLDEN["segment"] > 0
+    ours, real = logits(declared.graphdef, params, *batch(kind)), batch(kind)[1] > 0
     np.testing.assert_allclose(ours[real], GOLDEN[f"{kind}/logits"][real], atol=1e-4)
+
+
+@pytest.mark.parametrize("prefixed", [True, False])
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_hidden_states_of_an_encoder_alone_are_those_of_hugging_face(kind, prefixed):
+    """Whose arrays' names have the prefix of the classes with a head in some files."""
+    values, weights = golden(kind)
+    name = families.ENCODERS[kind]
+    config = interop.config_from_hugging_face(values | {"architectures": [name]})
+    prefix = families.prefix_of(kind)
+    weights = {key: value for key, value in weights.items() if key.startswith(prefix)}
+    bare = {key.removeprefix(prefix): value for key, value in weights.items()}
+    params = read(text_heads.bare_sources(weights if prefixed else bare, config))
+    assert params.keys() == {"transformer"}
+    declared = functional.declare(lambda rngs: Transformer(config, values["vocab_size"], rngs=rngs))
+    ours = hidden_states(declared.graphdef, params["transformer"], *batch(kind))
+    real = batch(kind)[1] > 0
+    np.testing.assert_allclose(ours[real], GOLDEN[f"{kind}/hidden"][real], atol=1e-4)
+    exported = text_heads.bare_arrays(params, config)
+    assert exported.keys() == bare.keys()
+    for key, value in bare.items():
+        np.testing.assert_array_equal(exported[key], value)
+    again = interop.config_to_hugging_face(config, values["vocab_size"])
+    assert again["architectures"] == [name]
+    assert interop.config_from_hugging_face(again) == config
+
+
+def test_gpt2_as_the_hub_has_it_is_read():
+    """Without a prefix, and with the masks that the class computes today."""
+    values, weights = golden("gpt2")
+    config = interop.config_from_hugging_face(values)
+    hub = {name.removeprefix("transformer."): value for name, value in weights.items() if name != "lm_head.weight"}
+    hub["h.0.attn.bias"], hub["h.0.attn.masked_bias"] = np.ones((1, 1, 9, 9), np.float32), np.float32(-1e4)
+    jax.tree.map(
+        np.testing.assert_array_equal, read(interop.sources(hub, config)), read(interop.sources(weights, config))
+    )
+
+
+def test_steps_with_a_cache_are_gpt2s_whole_pass():
+    values, weights = golden("gpt2")
+    config = interop.config_from_hugging_face(values)
+    params = read(interop.sources(weights, config))
+    graphdef = functional.declare(lambda rngs: Transformer(config, values["vocab_size"], rngs=rngs)).graphdef
+
+    @jax.jit
+    def step(params, tokens, position, cache):
+        model = functional.bind(graphdef, params)
+        hidden, cache = model.decode(tokens, position, cache)
+        return model.logits(hidden), cache
+
+    tokens, cache = GOLDEN["tokens"][:1], init_cache(config, 1, 21)
+    first, cache = step(params, tokens[:, :4], np.arange(4, dtype=np.int32)[None], cache)
+    parts = [first[0]]
+    for place in range(4, 21):
+        logits, cache = step(params, tokens[:, place : place + 1], np.array([[place]], np.int32), cache)
+        parts.append(logits[0])
+    np.testing.assert_allclose(np.concatenate(parts), GOLDEN["gpt2/logits"][0], atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -108,6 +182,9 @@ def test_configs_of_older_versions():
         ("modernbert", {"decoder_bias": False}, "decoder_bias=False"),
         ("bert", {"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key'"),
         ("roberta", {"is_decoder": True}, "is_decoder=True"),
+        ("roberta", {"hidden_act": "relu"}, "the head of a masked LM"),
+        ("bert", {"hidden_act": "mish"}, "hidden_act='mish' has no counterpart here; gelu, gelu_new, relu have"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
     ],
 )
 def test_forms_without_counterpart_are_refused(kind, change, message):
@@ -122,11 +199,13 @@ def test_forms_without_counterpart_are_refused(kind, change, message):
         ("llama", {"feedforward": "geglu"}, "feedforward='swiglu' only"),
         ("qwen3", {"local_rope_theta": 10.0}, "local_rope_theta=None only"),
         ("modernbert", {"num_kv_heads": 1}, "num_kv_heads=2 only"),
-        ("modernbert", {"head": "linear"}, "head='transform' only"),
         ("modernbert", {"norm_placement": "post"}, "norm_placement='pre_embedding' only"),
         ("bert", {"feedforward": "geglu"}, "feedforward='gelu' only"),
         ("bert", {"window": 4}, "window=None only"),
-        ("bert", {"positions": LearnedPositions(size=9)}, "has token types"),
+        ("roberta", {"positions": LearnedPositions(size=9, first=1)}, "has token types"),
+        ("distilbert", {"norm_epsilon": 1e-5}, "norm_epsilon=1e-12 only"),
+        ("gpt2", {"positions": LearnedPositions(size=9, token_types=2)}, "no token types"),
+        ("gpt2", {"num_kv_heads": 1}, "num_kv_heads=2 only"),
     ],
 )
 def test_models_that_hugging_face_has_not_are_not_exported(kind, change, message):

@@ -46,6 +46,17 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "bert": _BERT | {"vocab_size": 30_522},
     "roberta": _BERT | {"vocab_size": 50_265, "pad_token_id": 1},  # its positions begin after that id
+    "xlm-roberta": _BERT | {"vocab_size": 30_522, "pad_token_id": 1},
+    "distilbert": {
+        "vocab_size": 30_522, "max_position_embeddings": 512, "n_layers": 6, "n_heads": 12, "dim": 768,
+        "hidden_dim": 3072, "activation": "gelu", "tie_word_embeddings": True,
+    },
+    "gpt2": {
+        "vocab_size": 50_257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12, "n_inner": None,
+        "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False, "reorder_and_upcast_attn": False, "add_cross_attention": False,
+        "tie_word_embeddings": True,
+    },
     "wav2vec2-bert": {
         "vocab_size": None, "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16,
         "intermediate_size": 4096, "feature_projection_input_dim": 160,
@@ -120,9 +131,13 @@ FEATURES: dict[str, dict[str, Any]] = {
 """The same of feature extractors, by the name of the class."""
 
 ACTIVATIONS = {"swish": "silu", "gelu_python": "gelu"}
+ACTIVATIONS |= dict.fromkeys(("gelu_pytorch_tanh", "gelu_fast", "gelu_python_tanh", "gelu_accurate"), "gelu_new")
 """Other names of the functions that models here have."""
 
-_ACTIVATION_SETTINGS = "hidden_act", "hidden_activation", "classifier_activation", "projector_hidden_act"
+_ACTIVATION_SETTINGS = (
+    "hidden_act", "hidden_activation", "classifier_activation", "projector_hidden_act", "activation",
+    "activation_function",
+)  # fmt: skip
 
 
 def completed(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,14 +19,17 @@ _COUNTS = {
     "decoder_intermediate_size": 1 << 20, "decoder_num_layers": 4096, "adanorm_num_embeddings": 1 << 16,
     "decoder_attention_num_groups": 1 << 16, "d_model": 1 << 16, "encoder_layers": 4096, "decoder_layers": 4096,
     "encoder_attention_heads": 4096, "decoder_attention_heads": 4096, "encoder_ffn_dim": 1 << 20,
-    "decoder_ffn_dim": 1 << 20, "max_source_positions": 1 << 20, "max_target_positions": 1 << 20,
+    "decoder_ffn_dim": 1 << 20, "max_source_positions": 1 << 20, "max_target_positions": 1 << 20, "dim": 1 << 17,
+    "n_layers": 4096, "n_heads": 4096, "hidden_dim": 1 << 20, "n_positions": 1 << 24, "n_embd": 1 << 17,
+    "n_layer": 4096, "n_head": 4096, "n_inner": 1 << 20,
 }  # fmt: skip
 """The most that each count is of any model; all but those of `_MAY_BE_NONE` and `_FROM_ZERO` are at least 1."""
 
 _FROM_ZERO = ("left_max_position_embeddings", "right_max_position_embeddings", "max_window_layers")
-_MAY_BE_NONE = ("num_key_value_heads", "head_dim", "sliding_window", "vocab_size", "num_labels")
+_MAY_BE_NONE = ("num_key_value_heads", "head_dim", "sliding_window", "vocab_size", "num_labels", "n_inner")
 _RATES = ("hidden_dropout", "attention_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob", "dropout")
-_SIZES = ("rms_norm_eps", "norm_eps", "layer_norm_eps", "rope_theta", "global_rope_theta", "local_rope_theta")
+_SIZES = ("rms_norm_eps", "norm_eps", "layer_norm_eps", "layer_norm_epsilon")
+_SIZES += ("rope_theta", "global_rope_theta", "local_rope_theta")
 _SWITCHES = ("tie_word_embeddings", "use_sliding_window", "normalize_before", "scale_embedding")
 _PER_LAYER = ("tdnn_dim", "tdnn_kernel", "tdnn_dilation")  # of an x-vector's layers over time
 _PER_STAGE = ("upsample_rates", "upsample_kernel_sizes", "resblock_kernel_sizes", "upsampling_ratios")

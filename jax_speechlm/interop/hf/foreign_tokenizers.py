@@ -314,6 +314,8 @@ def _tokenizer(
 ) -> HuggingFaceTokenizer:
     special = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     special |= {name: value for name, value in values.items() if name.endswith("_token_id")}
+    if values.get("model_type") == "xlm-roberta":  # which only its tokenizer distinguishes from a RoBERTa
+        special["model_type"] = values["model_type"]
     with errors_of(folder):
         return HuggingFaceTokenizer(json.dumps(tokenizer_json, ensure_ascii=False), places, files, special)
 

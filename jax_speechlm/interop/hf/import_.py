@@ -26,12 +26,14 @@ from jax_speechlm.interop.hf import (
     fastspeech2,
     feature_extractor,
     hifigan,
-    transformer,
+    sentence_transformers,
+    text_heads,
     voxtral,
     wav2vec2_bert,
     wav_tokenizer,
     whisper,
 )
+from jax_speechlm.interop.hf import text_families as families
 from jax_speechlm.interop.hf.foreign_tokenizers import (
     read_ctc_tokenizer,
     read_text_tokenizer,
@@ -252,11 +254,23 @@ def _class_names(model: Model) -> tuple[str, ...]:
     return tuple(names[label] for label in labels)
 
 
-def _text_classifier(model: Model) -> tuple[Experiment, Tokenizer]:
-    if (pooling := model.settings["classifier_pooling"]) != "mean":
-        raise ExportError(f"{model.file}: classifier_pooling={pooling!r}: here it is the mean of all tokens")
+def _text_encoder(model: Model) -> tuple[Experiment, Tokenizer]:
     experiment, tokenizer = _text_model(model)
-    return experiment.replace(objective=Classification(classes=_class_names(model))), tokenizer
+    objective, length = sentence_transformers.read_modules(model.folder)
+    context = min(experiment.data.context, length or experiment.data.context)
+    return experiment.replace(
+        objective=objective.replace(pooler="pooler" in model.sources),
+        data=experiment.data.replace(context=context, tokens_per_batch=context),
+    ), tokenizer
+
+
+def _text_classifier(model: Model) -> tuple[Experiment, Tokenizer]:
+    if (kind := model.settings.get("problem_type")) not in (None, "single_label_classification"):
+        raise ExportError(f"{model.file}: problem_type={kind!r} has no counterpart here: of its classes one is right")
+    experiment, tokenizer = _text_model(model)
+    with errors_of(model.file):
+        objective = text_heads.classification_of(model.settings, model.config, _class_names(model))
+    return experiment.replace(objective=objective), tokenizer
 
 
 def _whisper(model: Model) -> tuple[Experiment, Tokenizer | None]:
@@ -309,7 +323,8 @@ EXPERIMENTS: dict[str, Callable[[Model], tuple[Experiment, Tokenizer | None]]] =
     wav2vec2_bert.FRAMES: lambda model: _of_speech(model, FrameClassification(classes=_class_names(model))),
     wav2vec2_bert.X_VECTOR: _speaker_model,
     **dict.fromkeys(TEXT_MODELS, _text_model),
-    transformer.CLASSIFIER: _text_classifier,
+    **dict.fromkeys(families.ENCODERS.values(), _text_encoder),
+    **dict.fromkeys(families.CLASSIFIERS.values(), _text_classifier),
     **dict.fromkeys(hifigan.ARCHITECTURES, _vocoder),
     voxtral.ARCHITECTURE: _speech_language_model,
     whisper.ARCHITECTURE: _whisper,

@@ -57,6 +57,9 @@ TRANSPOSED = Layout(lambda x, c: x.T, lambda x, c: x.T)
 INTO_HEADS = Layout(lambda x, c: x.reshape(c.dim, -1).T, lambda x, c: x.T.reshape(c.dim, -1, _head_dim(c)))
 HEADS_BIAS = Layout(lambda x, c: x.reshape(-1), lambda x, c: x.reshape(-1, _head_dim(c)))
 OUT_OF_HEADS = Layout(lambda x, c: x.reshape(-1, c.dim).T, lambda x, c: x.T.reshape(c.num_heads, _head_dim(c), c.dim))
+# The same kernels where theirs are [in, out] (GPT-2).
+SPLIT_HEADS = Layout(lambda x, c: x.reshape(c.dim, -1), lambda x, c: x.reshape(c.dim, -1, _head_dim(c)))
+SPLIT_HEADS_OUT = Layout(lambda x, c: x.reshape(-1, c.dim), lambda x, c: x.reshape(c.num_heads, _head_dim(c), c.dim))
 # Convolutions, theirs [out, in, taps].
 POINTWISE = Layout(lambda x, c: x.T[..., None], lambda x, c: x[..., 0].T)
 DEPTHWISE = Layout(lambda x, c: x.T[:, None, :], lambda x, c: x[:, 0, :].T)

@@ -25,6 +25,8 @@ from jax_speechlm.interop.hf import (
     feature_extractor,
     hifigan,
     parakeet,
+    sentence_transformers,
+    text_heads,
     transformer,
     voxtral,
     wav2vec2_bert,
@@ -32,9 +34,11 @@ from jax_speechlm.interop.hf import (
     weights,
     whisper,
 )
+from jax_speechlm.interop.hf import text_families as families
 from jax_speechlm.interop.hf.class_settings import completed
 from jax_speechlm.interop.hf.config_limits import checked_settings
 from jax_speechlm.interop.hf.mapping import StateDict, class_names, read
+from jax_speechlm.interop.hf.text_settings import config_from_hugging_face, family_of
 from jax_speechlm.interop.hf.tokenizer_files import Files, ctc_files, text_files, voice_files
 from jax_speechlm.models.encoder_decoder import EncoderDecoderConfig
 from jax_speechlm.models.fast_conformer import FastConformerConfig
@@ -117,14 +121,16 @@ def package(run: LoadedRun) -> Package:
         form = _form(run.experiment)
         params = jax.device_get({name: params[name] for name in form.groups if name in params})
         params = with_folder_ids(params, run.tokenizer)
-        if config["architectures"] == [transformer.CLASSIFIER]:
-            params["transformer"] = transformer.without_vocabulary_map(params["transformer"])
+        if config["architectures"][0] in TEXT_HEADS:
+            params["transformer"] = text_heads.without_vocabulary_map(params["transformer"])
         return Package(config, params, form.arrays(params, model), files)
 
 
 def settings(experiment: Experiment, tokenizer: Tokenizer | None) -> Settings:
     """Converts a run's config to `config.json` and further files by name; no parameter is needed."""
     config, files = _form(experiment).settings(experiment, tokenizer)
+    if config.get("model_type") == "xlm-roberta":  # a RoBERTa with another tokenizer, which names the model_type
+        config["architectures"] = [name.replace("Roberta", "XLMRoberta") for name in config["architectures"]]
     return config | {"dtype": "float32"}, files
 
 
@@ -211,7 +217,7 @@ def _voice_settings(experiment: Experiment, tokenizer: Tokenizer) -> Settings:
 def _classifier_settings(experiment: Experiment, tokenizer: Tokenizer | None) -> Settings:
     if not isinstance(experiment.model, TransformerConfig):
         return _headed_settings(wav2vec2_bert.CLASSIFIER, experiment, tokenizer)
-    form = transformer.classifier_config_to_hugging_face(experiment.model)
+    form = text_heads.classifier_settings(experiment.model, experiment.objective)
     config, files = _text_settings(experiment, tokenizer)
     return config | form | class_names(experiment.objective.classes), files
 
@@ -230,6 +236,13 @@ def _headed_settings(architecture: str, experiment: Experiment, tokenizer: Token
 def _text_settings(experiment: Experiment, tokenizer: Tokenizer) -> Settings:
     vocabulary = vocabulary_of(experiment, tokenizer)
     return _transformer_settings(experiment.model, vocabulary, experiment.data.context, tokenizer)
+
+
+def _text_encoder_settings(experiment: Experiment, tokenizer: Tokenizer) -> Settings:
+    config, files = _text_settings(experiment, tokenizer)
+    context = experiment.data.context
+    modules = sentence_transformers.module_files(experiment.objective, experiment.model.dim, context)
+    return config, files | modules
 
 
 def _speech_lm_settings(experiment: Experiment, tokenizer: Tokenizer) -> Settings:
@@ -274,13 +287,14 @@ def audio_token(tokenizer: Tokenizer) -> int:
 def _transformer_settings(
     model: TransformerConfig, vocabulary: Vocabulary, context: int, tokenizer: Tokenizer
 ) -> Settings:
+    positions = {} if model.positions else {"max_position_embeddings": context}  # learnt ones are as many as their rows
     if isinstance(tokenizer, HuggingFaceTokenizer):
         if vocabulary.num_sentinels or vocabulary.num_units:
             raise ExportError("it has sentinels or units in addition to the ids of the model that it was started from")
-        config = transformer.config_to_hugging_face(model, tokenizer.places.num_rows)
-        return {"max_position_embeddings": context} | config | tokenizer.special, tokenizer.files
+        config = positions | transformer.config_to_hugging_face(model, tokenizer.places.num_rows)
+        return config | tokenizer.special, tokenizer.files
     ends = dict.fromkeys(("bos_token_id", "eos_token_id"), vocabulary.boundary) | {"pad_token_id": PADDING}
-    config = {"max_position_embeddings": context} | transformer.config_to_hugging_face(model, vocabulary.size)
+    config = positions | transformer.config_to_hugging_face(model, vocabulary.size)
     if config["pad_token_id"] != PADDING:
         raise ExportError(
             f"its positions begin as in a model with padding id {config['pad_token_id']}; here it is {PADDING}"
@@ -323,15 +337,13 @@ def _voice_arrays(params: Params, model: FastSpeech2Config) -> StateDict:
 
 def _classifier_arrays(params: Params, model: Config) -> StateDict:
     if isinstance(model, TransformerConfig):
-        return transformer.classifier_to_hugging_face(params, model)
+        return text_heads.head_arrays(params, model, families.CLASSIFIERS[family_of(model)])
     return wav2vec2_bert.to_hugging_face(params, model, wav2vec2_bert.CLASSIFIER)
 
 
 def _text_arrays(params: Params, model: TransformerConfig) -> StateDict:
-    arrays = transformer.to_hugging_face(params["transformer"], model)
-    if model.tied:  # the head is the embedding, which the file holds once
-        arrays = {name: value for name, value in arrays.items() if name not in transformer.TIED}
-    return arrays
+    arrays, twice = transformer.to_hugging_face(params["transformer"], model), transformer.tied_names(model)
+    return {name: value for name, value in arrays.items() if name not in twice}
 
 
 def with_folder_ids(params: Params, tokenizer: Tokenizer | None) -> Params:
@@ -373,7 +385,9 @@ def _headed(architecture: str, *groups: str) -> HuggingFaceForm:
 ENCODER = HuggingFaceForm(_encoder_settings, _speech_arrays, ("encoder",))
 RECOGNIZER = HuggingFaceForm(_recognizer_settings, _speech_arrays)
 TEXT = HuggingFaceForm(_text_settings, _text_arrays, ("transformer",))
-CLASSIFIER_FORM = HuggingFaceForm(_classifier_settings, _classifier_arrays, ("encoder", "transformer", "head"))
+TEXT_ENCODER = HuggingFaceForm(_text_encoder_settings, text_heads.bare_arrays, ("transformer", "pooler"))
+_CLASSIFIER_GROUPS = ("encoder", "transformer", "pooler", "head")
+CLASSIFIER_FORM = HuggingFaceForm(_classifier_settings, _classifier_arrays, _CLASSIFIER_GROUPS)
 FRAMES = _headed(wav2vec2_bert.FRAMES, "encoder", "head")
 SPEAKERS = _headed(wav2vec2_bert.X_VECTOR, "encoder", "speaker")
 VOCODER = HuggingFaceForm(_vocoder_settings, hifigan.to_hugging_face, ("generator",))
@@ -416,12 +430,21 @@ def _voice_sources(arrays: StateDict, config: FastSpeech2Config) -> Params:
     return {"acoustic": fastspeech2.sources(arrays, config)}
 
 
-TEXT_MODELS = tuple(transformer.ARCHITECTURES.values())
-_TEXT_CLASSIFIER = Reader(
-    "AutoModelForSequenceClassification", transformer.config_from_hugging_face, transformer.classifier_sources
-)
+def _text_reader(auto_class: str, sources: Callable[[StateDict, Any], Params] = _text_sources) -> Reader:
+    return Reader(auto_class, config_from_hugging_face, sources)
+
+
+def _text_head_reader(auto_class: str, architecture: str) -> Reader:
+    return _text_reader(auto_class, partial(text_heads.head_sources, architecture=architecture))
+
+
+def _text_task(architecture: str) -> str:
+    return "MaskedLM" if architecture.endswith("MaskedLM") else "CausalLM"
+
+
+TEXT_MODELS = tuple(families.LANGUAGE_MODELS.values())
+TEXT_HEADS = tuple(families.CLASSIFIERS.values())
 READERS = {
-    transformer.CLASSIFIER: _TEXT_CLASSIFIER,
     wav2vec2_bert.MODEL: Reader("AutoModel", wav2vec2_bert.config_from_hugging_face, wav2vec2_bert.sources),
     wav2vec2_bert.CTC: Reader("AutoModelForCTC", wav2vec2_bert.config_from_hugging_face, wav2vec2_bert.sources),
     wav2vec2_bert.CLASSIFIER: _headed_reader("AutoModelForAudioClassification", wav2vec2_bert.CLASSIFIER),
@@ -433,9 +456,8 @@ READERS = {
     wav_tokenizer.MODEL: Reader("AutoModel", wav_tokenizer.config_from_hugging_face, wav_tokenizer.sources),
     whisper.ARCHITECTURE: Reader("AutoModelForSpeechSeq2Seq", whisper.config_from_hugging_face, whisper.sources),
     voxtral.ARCHITECTURE: Reader("AutoModelForSpeechSeq2Seq", voxtral.config_from_hugging_face, voxtral.sources),
-    **{
-        name: Reader(f"AutoModelFor{name.partition('For')[2]}", transformer.config_from_hugging_face, _text_sources)
-        for name in TEXT_MODELS
-    },
+    **{name: _text_reader(f"AutoModelFor{_text_task(name)}") for name in TEXT_MODELS},
+    **{name: _text_reader("AutoModel", text_heads.bare_sources) for name in families.ENCODERS.values()},
+    **{name: _text_head_reader("AutoModelForSequenceClassification", name) for name in families.CLASSIFIERS.values()},
 }
 """The classes that are read."""

@@ -1,6 +1,7 @@
-"""Classification of utterances or texts, from the mean of the hidden states."""
+"""Classification of utterances or texts, from the mean of the hidden states or, of texts, from the first one."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import jax.numpy as jnp
@@ -29,15 +30,23 @@ from jax_speechlm.objectives.base import (
     weighted,
 )
 from jax_speechlm.objectives.heads.base import Classes, SpeechClassifier, encode
+from jax_speechlm.objectives.heads.pooling import Pooling, pool
 
 ClassLogits = Callable[[functional.Params, Batch, PRNGKeyArray | None], Float[Array, "batch classes"]]
 
 
 class Classification(ObjectiveConfig):
-    """Settings of classification: of utterances with a speech encoder, of texts with a transformer."""
+    """Settings of classification: of utterances with a speech encoder, of texts with a transformer.
+
+    Attributes:
+      pooling: of texts: how the hidden states become one vector.
+      pooler: of texts: activation of a linear map of that vector, before the classes; None for no such map.
+    """
 
     classes: Classes
     kind: Literal["classification"] = "classification"
+    pooling: Pooling = "mean"
+    pooler: Literal["tanh", "relu"] | None = None
 
     def build(
         self, model: EncoderConfig | TransformerConfig, frontend: FrontEnd | None, tokenizer: Tokenizer | None
@@ -78,7 +87,9 @@ class Classification(ObjectiveConfig):
                 head = num_tokens * batch_size * transformer_config.head_flops(model, vocab_size)
                 return transformer_config.forward_flops(model, vocab_size, num_tokens, batch_size) - head
 
-            return lambda rngs: TextClassifier(model, vocab_size, num_classes, rngs=rngs), _text_logits, flops
+            has_pooler = self.pooler is not None
+            make = partial(TextClassifier, model, vocab_size, num_classes, has_pooler)
+            return lambda rngs: make(rngs=rngs), partial(_text_logits, self), flops
         if frontend is None:
             raise ValueError(f"a {model.kind} classifies utterances: it needs a front end")
         check_features(model, frontend.mel)
@@ -92,21 +103,24 @@ class Classification(ObjectiveConfig):
 
 
 class TextClassifier(nnx.Module):
-    """A transformer with a linear layer to the classes."""
+    """A transformer with a linear layer to the classes, and perhaps one before."""
 
-    def __init__(self, config: TransformerConfig, vocab_size: int, num_classes: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self, config: TransformerConfig, vocab_size: int, num_classes: int, has_pooler: bool = False, *, rngs: nnx.Rngs
+    ):
         self.transformer = Transformer(config, vocab_size, rngs=rngs)
+        self.pooler = Linear((config.dim,), (config.dim,), ("embed", None), rngs=rngs) if has_pooler else None
         self.head = Linear((config.dim,), (num_classes,), ("embed", None), rngs=rngs)
 
 
-def _text_logits(module: TextClassifier, batch: Batch, key: PRNGKeyArray | None) -> Array:
+def _text_logits(config: Classification, module: TextClassifier, batch: Batch, key: PRNGKeyArray | None) -> Array:
     inputs = batch["tokens"], batch["segment"], batch["position"]
     hidden_BxTxD = module.transformer(*inputs, row_keys(key, batch))
-    # Uses the masked LM's pretrained prediction head, as in Warner et al. 2024.
-    return module.head(module.transformer.head(_mean(hidden_BxTxD, batch["segment"] > 0)))
+    pooled_BxD = pool(hidden_BxTxD, batch["segment"] > 0, config.pooling)
+    if module.pooler is not None:
+        pooled_BxD = _ACTIVATIONS[config.pooler](module.pooler(pooled_BxD))
+    # Uses the masked LM's pretrained prediction head, if there is one, as in Warner et al. 2024.
+    return module.head(module.transformer.head(pooled_BxD))
 
 
-def _mean(hidden_BxTxD: Array, inside_BxT: Array) -> Array:
-    """Averages each row's hidden states; 0 for a row without any."""
-    total = jnp.sum(jnp.where(inside_BxT[..., None], hidden_BxTxD, 0), axis=1)
-    return total / jnp.maximum(inside_BxT.sum(1), 1)[:, None]
+_ACTIVATIONS = {"tanh": jnp.tanh, "relu": nnx.relu}

@@ -25,8 +25,10 @@ from jax_speechlm.interop.hf import (
     weights,
     whisper,
 )
+from jax_speechlm.interop.hf import text_families as families
 from jax_speechlm.interop.hf.mapping import TensorSource
 from jax_speechlm.interop.hf.registry import Package
+from jax_speechlm.interop.hf.text_settings import family_of
 from jax_speechlm.interop.hf.verify.verdict import Check, Differs, Verdict, guarded
 from jax_speechlm.nn.functional import Params
 from jax_speechlm.training.runs import LoadedRun
@@ -131,9 +133,15 @@ def _same_when_exported(folder: Path, run: LoadedRun, dtype: Any) -> str:
         in_folder, exported = wav_tokenizer.folded(in_folder), wav_tokenizer.folded(exported)
     if made.architecture == wav2vec2_bert.CLASSIFIER:  # its projection became a part of the head
         in_folder = {name: x for name, x in in_folder.items() if not name.startswith(("projector", "classifier"))}
-    if made.architecture.startswith(("Bert", "Roberta")):  # old names, and parts for other uses
-        in_folder = transformer.without_unused(in_folder)
-    tied = (transformer.TIED | {whisper.TIED}) - exported.keys()
+    twice = {whisper.TIED}
+    if made.architecture in families.MODEL_TYPES:  # old names, and parts for other uses
+        config = run.experiment.model
+        family, bare = family_of(config), made.architecture in families.ENCODERS.values()
+        in_folder, exported = (families.normalized(arrays, family, bare) for arrays in (in_folder, exported))
+        twice = transformer.tied_names(config)
+        if not any("pooler." in name for name in exported):
+            in_folder = families.without_pooler(in_folder, family)
+    tied = twice - exported.keys()
     compared = {name: x for name, x in in_folder.items() if name not in tied and not name.endswith(_TRAINING_ONLY)}
     for name, value in compared.items():
         if name not in exported:

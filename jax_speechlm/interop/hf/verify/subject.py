@@ -154,6 +154,8 @@ def open_model(folder: Path, auto: str, architecture: str, rounded_to: str = "fl
     model, info = opener.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **options)
     if type(model).__name__ != architecture:
         raise ValueError(f"it opens as {type(model).__name__}")
+    # A text encoder may have been saved without the pooler, which nothing here reads.
+    info = {key: [name for name in names if not str(name).startswith("pooler.")] for key, names in info.items()}
     if wrong := {key: sorted(map(str, names)) for key, names in info.items() if names}:
         raise ValueError(f"arrays are not those of the class: {wrong}")
     for parameter in model.parameters():  # not its buffers, such as rotary angles

@@ -13,6 +13,7 @@ import torch
 from data_pipelines.audio import decode as audio_files
 from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
 from jax_speechlm.interop.hf import fastspeech2, hifigan
+from jax_speechlm.interop.hf import text_families as families
 from jax_speechlm.interop.hf.registry import READERS, TEXT_MODELS, Package
 from jax_speechlm.interop.hf.verify import codec, speech, speech_lm, text, vocoder, voice, whisper
 from jax_speechlm.interop.hf.verify.subject import TEXTS, Subject, in_float32, open_model, quiet, synthetic_clips
@@ -28,6 +29,7 @@ _SPEECH = {"front end": speech.front_end}
 _LOGITS = _SPEECH | {"logits": speech.encoder_outputs}
 _RECOGNIZER = _LOGITS | {"ids": speech.ctc_ids, "greedy text": speech.greedy_text, "pipeline": speech.pipeline}
 _MASKED = {"ids": text.ids, "logits": text.logits}
+_TEXT_CLASSES = {"ids": text.ids, "classes": text.class_names, "logits": text.logits, "pipeline": text.pipeline}
 _CAUSAL = _MASKED | {"continuation": text.continuations}
 
 COMPARISONS: dict[str, dict[str, Comparison]] = {
@@ -37,10 +39,9 @@ COMPARISONS: dict[str, dict[str, Comparison]] = {
     "Wav2Vec2BertForSequenceClassification": _LOGITS | {"class": speech.utterance_classes},
     "Wav2Vec2BertForAudioFrameClassification": _LOGITS | {"classes": speech.frame_classes},
     "Wav2Vec2BertForXVector": _SPEECH | {"speakers": text.class_names, "vectors": speech.encoder_outputs},
-    **{name: _CAUSAL if name.endswith("CausalLM") else _MASKED for name in TEXT_MODELS},
-    "ModernBertForSequenceClassification": (
-        {"ids": text.ids, "classes": text.class_names, "logits": text.logits, "pipeline": text.pipeline}
-    ),
+    **{name: _MASKED if name.endswith("MaskedLM") else _CAUSAL for name in TEXT_MODELS},
+    **{name: {"ids": text.ids, "hidden states": text.logits} for name in families.ENCODERS.values()},
+    **{name: _TEXT_CLASSES for name in families.CLASSIFIERS.values()},
     **{name: {"front end": vocoder.front_end, "samples": vocoder.waveforms} for name in hifigan.ARCHITECTURES},
     fastspeech2.MODEL: {
         "ids": voice.ids,

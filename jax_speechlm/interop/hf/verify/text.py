@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int32
 from jax_speechlm.core.vocabulary import PADDING, pad
 from jax_speechlm.decoding.lm.generate import GREEDY
 from jax_speechlm.inference.lm.causal import LanguageModel
+from jax_speechlm.interop.hf.registry import TEXT_MODELS
 from jax_speechlm.interop.hf.tokenizer_files import SPEECH, TEXT
 from jax_speechlm.interop.hf.verify.subject import Subject, compiled, distance, outputs, within
 from jax_speechlm.interop.hf.verify.verdict import Differs, expect_equal
@@ -98,50 +99,62 @@ def decode(subject: Subject, folder_ids: list[int]) -> str:
 
 
 def logits(subject: Subject) -> str:
-    """Compares the logits of every token, or of every text where the model classifies, on the texts in one batch."""
-    rows = [row[:_MOST_TOKENS] for row in _rows(subject)]
-    tokens, inside, expected = _run_logits(subject, rows)
+    """Compares the outputs for every token, or for every text where the model classifies, of the texts in one batch:
+    logits, or the hidden states of a bare encoder.
+    """
+    rows = [row[: _most_tokens(subject)] for row in _rows(subject)]
+    tokens, inside, expected = _run_outputs(subject, rows)
     inputs = {"input_ids": subject.to_folder_rows(tokens), "attention_mask": inside.astype(np.int64)}
     (computed,) = outputs(subject.model, inputs)
     if computed.ndim == 2:
         return within(distance(expected, computed), f"{len(rows)} texts in a batch")
-    expected, computed = expected[inside], computed[inside]
-    result = within(distance(expected[:, subject.columns], computed), f"{inside.sum()} positions")
+    expected, computed, of_what = expected[inside], computed[inside], f"{inside.sum()} positions"
+    if not _has_vocabulary_map(subject):
+        return within(distance(expected, computed), of_what)
+    result = within(distance(expected[:, subject.columns], computed), of_what)
     if expected.shape == computed.shape:
         return result
     sums = [np.logaddexp.reduce(x.astype(np.float64), axis=-1) for x in (expected, computed)]
     return f"{result}; rows that are ours alone take {distance(*sums):.1e} nats at most"
 
 
-def _run_logits(
+def _most_tokens(subject: Subject) -> int:
+    """Returns the most tokens of a row that is compared, of which the model has positions."""
+    learnt = subject.run.experiment.model.positions
+    return min(_MOST_TOKENS, learnt.longest) if learnt else _MOST_TOKENS
+
+
+def _has_vocabulary_map(subject: Subject) -> bool:
+    return subject.made.architecture in TEXT_MODELS
+
+
+def _run_outputs(
     subject: Subject, rows: list[list[int]]
 ) -> tuple[Int32[np.ndarray, "row time"], Bool[np.ndarray, "row time"], Float[np.ndarray, "row ..."]]:
-    """Returns rows as one batch of tokens, which of these are no padding, and the run's logits.
+    """Returns rows as one batch of tokens, which of these are no padding, and the run's outputs.
 
     Where a mask exists every fifth token of a model that is not causal is hidden; a classifier gets the whole text.
     """
     run, experiment, vocabulary = subject.run, subject.run.experiment, subject.vocabulary
-    classifies = experiment.objective.kind == "classification"
     has_mask = not subject.is_foreign or run.tokenizer.places.mask is not None
-    if has_mask and not classifies and not experiment.model.causal:
+    if has_mask and _has_vocabulary_map(subject) and not experiment.model.causal:
         rows = [[vocabulary.mask if i % 5 == 2 else token for i, token in enumerate(row)] for row in rows]
     tokens, lengths = pad(rows, max(map(len, rows))), np.array([len(row) for row in rows])
     position = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
     inside = position < lengths[:, None]
     batch = {"tokens": tokens, "segment": inside.astype(np.int32), "position": position}
-    if classifies:
+    if hasattr(experiment.objective, "classifier"):
         classify = experiment.objective.classifier(experiment.model, experiment.frontend, run.tokenizer)
-        return (
-            tokens,
-            inside,
-            np.asarray(jax.jit(lambda params, batch: classify(params, batch, None))(run.params, batch)),
-        )
+        computed = jax.jit(lambda params, batch: classify(params, batch, None))(run.params, batch)
+        return tokens, inside, np.asarray(computed)
+    is_map = _has_vocabulary_map(subject)
 
-    def text_logits(module, tokens, segment, position):
-        return module.transformer.logits(module.transformer(tokens, segment, position)).astype(jnp.float32)
+    def compute(module, tokens, segment, position):
+        hidden = module.transformer(tokens, segment, position)
+        return (module.transformer.logits(hidden) if is_map else hidden).astype(jnp.float32)
 
-    make = partial(TextModel, experiment.model, vocabulary.size)
-    return tokens, inside, compiled(lambda rngs: make(rngs=rngs), run.params, text_logits)(*batch.values())
+    make, params = partial(TextModel, experiment.model, vocabulary.size), {"transformer": run.params["transformer"]}
+    return tokens, inside, compiled(lambda rngs: make(rngs=rngs), params, compute)(*batch.values())
 
 
 def continuations(subject: Subject) -> str:
@@ -206,8 +219,8 @@ def pipeline(subject: Subject) -> str:
     if _bare_note(subject):
         return ""
     rows, classes = _rows(subject), subject.run.experiment.objective.classes
-    short = [(text, row) for text, row in zip(subject.texts, rows, strict=True) if len(row) < _MOST_TOKENS]
-    _, _, scores = _run_logits(subject, [row for _, row in short])
+    short = [(text, row) for text, row in zip(subject.texts, rows, strict=True) if len(row) < _most_tokens(subject)]
+    _, _, scores = _run_outputs(subject, [row for _, row in short])
     classifier = transformers.pipeline("text-classification", model=str(subject.folder), device="cpu")
     for (text, _), expected in zip(short, scores.argmax(-1).tolist(), strict=True):
         expect_equal(f"the class of {text!r}", classifier(text)[0]["label"], classes[expected])

@@ -1,0 +1,103 @@
+"""Text encoders, heads on them, and GPT-2, as transformers itself saves them: runs, and folders again."""
+
+import numpy as np
+import pytest
+
+import jax_speechlm
+from jax_speechlm.interop.hf import text_families as families
+from jax_speechlm.interop.hf.export import write_checked
+from jax_speechlm.interop.hf.import_ import import_run
+from jax_speechlm.training.runs import LoadedRun
+from tests.interop.foreign_folders import TEXTS, byte_level, enclose
+from tests.parity.test_import_parity import SMALL, word_pieces
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.parity
+
+BERT = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "mask_token": "[MASK]", "unk_token": "[UNK]"}
+ROBERTA = {"bos_token": "<s>", "eos_token": "</s>", "cls_token": "<s>", "sep_token": "</s>", "pad_token": "<pad>"}
+ROBERTA |= {"mask_token": "<mask>"}
+SHAPES = {
+    "distilbert": {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24, "max_position_embeddings": 96},
+    "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_inner": 28, "n_positions": 96},
+}
+LONG = "the cat sat on the mat, " * 9
+
+
+def save(folder, architecture, **changes):
+    """Writes a randomly initialised model and its tokenizer; returns the model."""
+    torch.manual_seed(0)
+    model_type = families.MODEL_TYPES[architecture]
+    if model_type == "gpt2":
+        special = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
+        made = byte_level("<|endoftext|>")
+    elif "roberta" in model_type:
+        special, made = ROBERTA, byte_level(*dict.fromkeys(ROBERTA.values()))
+        enclose(made, "<s>", "</s>")
+    else:
+        special, made = BERT, word_pieces(TEXTS, BERT)
+        enclose(made, "[CLS]", "[SEP]")
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=made, **special)
+    settings = SHAPES.get(model_type, SMALL) | {"vocab_size": len(tokenizer) + 3, "initializer_range": 0.3}
+    if "roberta" in model_type:
+        settings |= {"max_position_embeddings": len(tokenizer) + 96}
+    if model_type == "modernbert":
+        settings |= {"local_attention": 8, "initializer_cutoff_factor": 3.0}
+    ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in special.items()}
+    settings |= {f"{name}_id": id_ for name, id_ in ids.items() if name not in ("mask_token", "unk_token")}
+    for name in ("bos", "eos", "pad", "cls", "sep"):
+        settings.setdefault(f"{name}_token_id", None)
+    model = getattr(transformers, architecture)(transformers.AutoConfig.for_model(model_type, **settings | changes))
+    with torch.no_grad():
+        for parameter in model.parameters():  # biases of 0 and scales of 1 would hide one that is not read
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    if architecture == "GPT2LMHeadModel":
+        model.generation_config = transformers.GenerationConfig(do_sample=True)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        *families.ENCODERS.values(),
+        *families.CLASSIFIERS.values(),
+        "DistilBertForMaskedLM",
+        "XLMRobertaForMaskedLM",
+        "GPT2LMHeadModel",
+    ],
+)
+def test_what_transformers_saves_becomes_a_run_and_a_folder_again(tmp_path, architecture):
+    model = save(tmp_path / "theirs", architecture)
+    verdict = import_run(tmp_path / "theirs", tmp_path / "run", text=(LONG,))
+    assert verdict.is_full
+    assert not verdict.failed
+    output = "hidden states" if architecture in families.ENCODERS.values() else "logits"
+    assert {"checkpoint", "parameters", "opens", "ids", output} <= {check.name for check in verdict.checks}
+    run = LoadedRun.read(tmp_path / "run")
+    assert not write_checked(run, tmp_path / "again").failed
+    if output == "hidden states":
+        texts = [*TEXTS, "", LONG, "日本"]
+        tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "theirs")
+        for pooling in ("mean", "cls"):
+            found = jax_speechlm.load(tmp_path / "run").embed(texts, pooling=pooling)
+            for text, vector in zip(texts, found, strict=True):
+                given = tokenizer(text, return_tensors="pt", truncation=True, max_length=run.experiment.data.context)
+                given.pop("token_type_ids", None)
+                with torch.no_grad():
+                    hidden = model(**given).last_hidden_state[0].numpy()
+                expected = hidden.mean(axis=0) if pooling == "mean" else hidden[0]
+                np.testing.assert_allclose(vector, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("activation", ["gelu_new", "relu"])
+def test_activations_of_berts(tmp_path, activation):
+    save(tmp_path / "theirs", "BertForMaskedLM", hidden_act=activation)
+    assert not import_run(tmp_path / "theirs", tmp_path / "run").failed
+
+
+def test_a_modernbert_that_classifies_by_the_mean(tmp_path):
+    save(tmp_path / "theirs", "ModernBertForSequenceClassification", classifier_pooling="mean", num_labels=4)
+    assert not import_run(tmp_path / "theirs", tmp_path / "run").failed
