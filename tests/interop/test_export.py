@@ -171,7 +171,7 @@ def test_models_without_a_class_in_transformers_are_refused():
         package(altered(listener, model=form.replace(encoder=FAST)))
     with pytest.raises(ExportError, match="norm='rms' only"):
         package(altered(listener, model=form.replace(transformer=form.transformer.replace(norm="layer"))))
-    with pytest.raises(ExportError, match="classifies texts"):
+    with pytest.raises(ExportError, match="no class classifies by what follows"):
         package(altered(qwen, objective=Classification(classes=CLASSES), data=TEXT.replace(packed=False)))
     with pytest.raises(ExportError, match="norm='rms' only"):
         package(altered(qwen, model=QWEN.replace(norm="layer")))
