@@ -52,6 +52,19 @@ COMMANDS = {
         "jax-speechlm finetune --config demo/finetune --from runs/pretrain --run-dir runs/finetune",
         config="demo/finetune",
     ),
+    "lr-range": Command(
+        "jax_speechlm.cli.tune:lr_range",
+        "find learning rates that train, in one short run with a rising rate",
+        "jax-speechlm lr-range --config demo/finetune --steps 100",
+        config="demo/finetune",
+    ),
+    "sweep": Command(
+        "jax_speechlm.cli.tune:sweep",
+        "train with many combinations of settings and show the best",
+        "jax-speechlm sweep --config demo/finetune --vary optimizer.schedule.peak=1e-4..1e-2:log --out sweeps/peak",
+        config="demo/finetune",
+        extra="sweep",
+    ),
     "synthesize": Command(
         "jax_speechlm.cli.synthesize:synthesize_texts",
         "say texts with a trained voice: audio files, or the loudspeaker",

@@ -34,7 +34,7 @@ def train(
             check_fits(experiment)
         result = loop.train(experiment, folder)
         # A launcher that restarts only failed jobs must not take a run stopped by a signal for finished.
-        stopped = result.stopped_by or result.step < experiment.num_steps
+        stopped = result.stopped_by or (result.step < experiment.num_steps and not result.ended_early)
         status = int(os.environ.get("JAX_SPEECHLM_STOPPED_STATUS", 0)) if stopped else 0
         if jax.process_index():
             return status

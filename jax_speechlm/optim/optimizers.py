@@ -67,13 +67,34 @@ class WSD(Config):
         return _after_warmup(self.peak, self.warmup_steps, decay)
 
 
+class Ramp(Config):
+    """Exponential rise from `lowest` to `peak` at the last step: the learning rate range test (Smith 2017).
+
+    Attributes:
+      lowest, peak: first and last learning rate.
+    """
+
+    kind: Literal["ramp"] = "ramp"
+    lowest: pydantic.PositiveFloat = 1e-7
+    peak: pydantic.PositiveFloat = 1.0
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of warm-up: none."""
+        return 0
+
+    def build(self, num_steps: int) -> optax.Schedule:
+        """Returns the schedule of a run of `num_steps`."""
+        return lambda step: self.lowest * (self.peak / self.lowest) ** (step / max(1, num_steps - 1))
+
+
 def _after_warmup(peak: float, warmup_steps: int, schedule: optax.Schedule) -> optax.Schedule:
     # The schedule is called with step 0 first: starting at one increment avoids a first step at a rate of zero.
     warmup = optax.linear_schedule(peak / max(1, warmup_steps), peak, max(1, warmup_steps - 1))
     return optax.join_schedules([warmup, schedule], [warmup_steps])
 
 
-Schedule = Annotated[WarmupCosine | Noam | WSD, pydantic.Field(discriminator="kind")]
+Schedule = Annotated[WarmupCosine | Noam | WSD | Ramp, pydantic.Field(discriminator="kind")]
 
 
 class UpdateRule(Config):

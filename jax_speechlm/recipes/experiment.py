@@ -283,13 +283,14 @@ class InitFrom(Config):
 
 
 class LoopConfig(Config):
-    """Intervals of the training loop, in steps. They do not change the parameters of a run.
+    """Intervals of the training loop, in steps. But for `patience` they do not change the parameters of a run.
 
     Attributes:
       log_every: between lines of the JSONL and TensorBoard logs.
       eval_every: between validations; the last step always validates.
       checkpoint_every: between checkpoints; the last step and new best steps always save.
       keep_last, keep_best: checkpoints kept: the newest, and the best in validation (NaN is the worst).
+      patience: validations in a row without a lower dev loss after which the run ends; None trains all steps.
       hung_after_seconds: time without the end of a step after which every thread's stack is written to stderr, to
         distinguish a stuck reader from a stuck device; None for never. Includes compilation, so allow large models
         time.
@@ -301,6 +302,7 @@ class LoopConfig(Config):
     checkpoint_every: pydantic.PositiveInt = 500
     keep_last: pydantic.PositiveInt = 2
     keep_best: pydantic.NonNegativeInt = 1
+    patience: pydantic.PositiveInt | None = None
     hung_after_seconds: pydantic.PositiveFloat | None = 1800.0
     profile_steps: tuple[pydantic.NonNegativeInt, pydantic.PositiveInt] | None = None
 

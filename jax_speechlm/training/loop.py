@@ -31,6 +31,7 @@ from jax_speechlm.recipes.experiment import Experiment, differences
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training import run_lock
 from jax_speechlm.training.concerns import concerns
+from jax_speechlm.training.fit import LossHistory
 from jax_speechlm.training.goodput import GoodputTracker, describe
 from jax_speechlm.training.logs import METRICS, LogFolder
 from jax_speechlm.training.reporting import BatchSize, IntervalMetrics, Reporter
@@ -62,6 +63,7 @@ class Result:
       compiles: programs compiled for the train step.
       warnings: warnings about data and settings (`concerns`).
       stopped_by: name of the signal that stopped the run, possibly in its last validation; None if it was not stopped.
+      ended_early: whether the run ended before its last step because validation no longer improved.
     """
 
     step: int
@@ -73,6 +75,7 @@ class Result:
     compiles: int
     warnings: tuple[str, ...] = ()
     stopped_by: str | None = None
+    ended_early: bool = False
 
     @property
     def seen(self) -> str:
@@ -81,16 +84,22 @@ class Result:
         return ", ".join(audio + ([f"{self.tokens / 1e6:.2f} M tokens"] if self.tokens else []))
 
 
-def train(experiment: Experiment, run_dir: str | os.PathLike, source: BatchSource | None = None) -> Result:
+def train(
+    experiment: Experiment,
+    run_dir: str | os.PathLike,
+    source: BatchSource | None = None,
+    ends: Callable[[int, dict[str, float]], bool] | None = None,
+) -> Result:
     """Trains an experiment to its end, starting from its newest checkpoint if it has one.
 
     `run_dir`, a folder or a URL, receives `config.json`, `checkpoints/`, `metrics.jsonl` and `tensorboard/`. SIGTERM
     and SIGINT save a checkpoint and return early; the same call continues the run exactly, and with larger `num_steps`
-    it extends the run. In a run of several processes (`parallel.distributed.session`) each makes this call, with a
-    `run_dir` that all can access.
+    it extends the run. After `loop.patience` validations without a lower loss it ends early. In a run of several
+    processes (`parallel.distributed.session`) each makes this call, with a `run_dir` that all can access.
 
     Args:
       source: source of the batches; None opens `experiment.data`.
+      ends: called with the step and the metrics of every validation; if it returns True, the run ends early.
 
     Raises:
       TrainingStopped: `max_bad_steps` steps in a row were not finite, or the run's directory belongs to another run.
@@ -123,7 +132,7 @@ def train(experiment: Experiment, run_dir: str | os.PathLike, source: BatchSourc
         stack.callback(checkpoints.close)
         own = functools.partial(_without, objective.borrowed)
         load_borrowed = objective.load_borrowed or (lambda *_: {})
-        state, first_step, messages = _initial_state(
+        state, first_step, history, messages = _initial_state(
             experiment,
             trainer,
             checkpoints,
@@ -147,8 +156,8 @@ def train(experiment: Experiment, run_dir: str | os.PathLike, source: BatchSourc
         pending, step = None, first_step
         account.resume(first_step)
         stack.enter_context(_stacks_if_hung(loop.hung_after_seconds))
-        stopped_by = None
-        while step < experiment.num_steps and not (stopped_by := signal_received(step)):
+        stopped_by, ended_early = None, history.is_exhausted(loop.patience)
+        while step < experiment.num_steps and not ended_early and not (stopped_by := signal_received(step)):
             profile(step)
             with meter.waiting_for_input(), account.paying_for("input"):
                 batch = next(batches)
@@ -189,10 +198,13 @@ def train(experiment: Experiment, run_dir: str | os.PathLike, source: BatchSourc
                         break
                     dev_figures = figures
                     reporter.write(step, "dev", dev_figures)
+                    history.add(step, train_figures.get("loss"), dev_figures.get("loss"))
+                    ended_early = history.is_exhausted(loop.patience) or bool(ends and ends(step, dev_figures))
                 is_best = evaluated and checkpoints.is_among_best(dev_figures)
-                if step % loop.checkpoint_every == 0 or last or is_best:
+                if step % loop.checkpoint_every == 0 or last or is_best or ended_early:
                     with account.paying_for("checkpoint"):
-                        checkpoints.save(step, own(state), meta | {"step": step}, dev_figures if evaluated else None)
+                        progress = meta | {"step": step, "losses": history.validations}
+                        checkpoints.save(step, own(state), progress, dev_figures if evaluated else None)
         if first_step == experiment.num_steps:  # the run was already complete
             dev_figures = validate(trainer, eval_params(state), source, mesh, signal_received)
             if dev_figures is None:
@@ -201,10 +213,14 @@ def train(experiment: Experiment, run_dir: str | os.PathLike, source: BatchSourc
                 reporter.write(step, "dev", dev_figures)
         with account.paying_for("checkpoint"):
             if stopped_by:
-                checkpoints.save(step, own(state), meta | {"step": step})
+                checkpoints.save(step, own(state), meta | {"step": step, "losses": history.validations})
             checkpoints.wait()
         if stopped_by:
             reporter.say(f"{stopped_by} received: saved step {step}. The same command goes on from there.")
+        elif ended_early and step < experiment.num_steps:
+            reporter.say(_describe_early_end(history, step, experiment))
+        if not stopped_by and (warning := history.overfitting() or history.underfitting()):
+            reporter.say(f"[yellow]{escape(warning)}")
         if first_step < experiment.num_steps:  # opening a complete run adds no time to its account
             reporter.write(step, "goodput", account.figures())
             reporter.say(describe(account.figures()))
@@ -219,6 +235,7 @@ def train(experiment: Experiment, run_dir: str | os.PathLike, source: BatchSourc
         compiles,
         warnings,
         stopped_by,
+        ended_early and step < experiment.num_steps,
     )
 
 
@@ -252,20 +269,21 @@ def _initial_state(
     tokenizer: Tokenizer | None,
     own: Callable[[TrainState], TrainState],
     borrowed: Params,
-) -> tuple[TrainState, int, list[str]]:
+) -> tuple[TrainState, int, LossHistory, list[str]]:
     """Restores the newest checkpoint, or initialises parameters and applies `experiment.init_from`.
 
     `own` selects the part of a state that checkpoints save, `borrowed` are the other parameters.
 
     Returns:
-      The state, the first step, and messages for the user.
+      The state, the first step, the losses of earlier validations, and messages for the user.
     """
     check = functools.partial(_check_continues, experiment, meta, checkpoints.directory.parent)
     restored = checkpoints.restore(own(trainer.shapes), check)
     if restored:
         state = restored.state._replace(params=overlay(restored.state.params, borrowed))
         begun = Experiment.model_validate(restored.meta["experiment"])
-        return state, restored.step, _describe_longer(begun, experiment, restored.step)
+        history = LossHistory(restored.meta.get("losses", ()))
+        return state, restored.step, history, _describe_longer(begun, experiment, restored.step)
     state = trainer.init(seed_key(experiment.seed))
     state = state._replace(params=overlay(state.params, borrowed))
     messages = []
@@ -276,7 +294,7 @@ def _initial_state(
         # A copy, because the step donates the buffers of params and of their average, each only once.
         ema = jax.tree.map(jnp.copy, overlay(state.ema, select(params, tuple(paths(state.ema))))) if state.ema else {}
         state = state._replace(params=params, ema=ema)
-    return state, 0, messages
+    return state, 0, LossHistory(), messages
 
 
 def _check_continues(experiment: Experiment, meta: dict, run_dir: AnyPath, saved: dict) -> None:
@@ -320,6 +338,17 @@ def _describe_longer(begun: Experiment, experiment: Experiment, step: int) -> li
         f"a run of {experiment.num_steps:,} steps, whose learning rate at step {step:,} is {now:.3g} "
         f"(of {begun.num_steps:,} steps: {before:.3g})"
     ]
+
+
+def _describe_early_end(history: LossHistory, step: int, experiment: Experiment) -> str:
+    """Describes why a run ended before its last step, and how to go on."""
+    if not history.is_exhausted(experiment.loop.patience):
+        return f"ended at step {step:,} of {experiment.num_steps:,}"
+    return (
+        f"ended at step {step:,} of {experiment.num_steps:,}: no validation since step {history.best.step:,} "
+        f"lowered the dev loss of {history.best.dev:.3g} (loop.patience {experiment.loop.patience}). A larger "
+        "--loop.patience goes on"
+    )
 
 
 def _watch(
