@@ -10,6 +10,7 @@ from data_pipelines.batching.speech import Batches
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.paths import as_path
 from data_pipelines.storage import index as indexes
+from jax_speechlm.core.errors import CheckpointError
 from jax_speechlm.evaluation import base, translation
 from jax_speechlm.evaluation import report as reports
 from jax_speechlm.evaluation.batches import speech_batches
@@ -113,9 +114,10 @@ def _evaluate_streams(
     recognizer: Transcriber, speech: EvaluationSpeech, streaming: Streaming, normalizer: NormalizerName
 ) -> StreamingReport:
     """Measures streams of the utterances of a split, which are all held in memory."""
-    if not isinstance(recognizer, Recognizer):
-        raise DataError("--stream measures recognizers that were trained to stream (docs/guide.md)")
-    posteriors = recognizer.posteriors(speech.batches())
+    if not isinstance(recognizer, Recognizer | TransducerRecognizer):
+        raise DataError(
+            "--stream measures recognizers that were trained to stream, by ctc or transducer (docs/guide.md)"
+        )
     full_context = speech.utterances(recognizer.recognize(speech.batches()))
     recordings = {}
     for batch in speech.batches():
@@ -127,8 +129,19 @@ def _evaluate_streams(
         full_context,
         streaming,
         normalizer,
-        times_of_words(recognizer, posteriors, full_context),
+        _word_times(recognizer, speech, full_context),
     )
+
+
+def _word_times(
+    recognizer: Recognizer | TransducerRecognizer, speech: EvaluationSpeech, utterances: list[Utterance]
+) -> dict[int, list[tuple[float, float]]]:
+    """Aligns the references with the run's CTC head; returns no times for a transducer that has none."""
+    try:
+        aligner = recognizer if isinstance(recognizer, Recognizer) else Recognizer.load(recognizer.checkpoint)
+    except CheckpointError:
+        return {}
+    return times_of_words(aligner, aligner.posteriors(speech.batches()), utterances)
 
 
 def compare_reports(first: Positional[Path], second: Positional[Path]) -> None:

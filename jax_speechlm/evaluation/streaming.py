@@ -24,6 +24,7 @@ from jax_speechlm.inference.asr.align import align_utterances
 from jax_speechlm.inference.asr.ctc import Recognizer
 from jax_speechlm.inference.asr.hypothesis import Endpointing
 from jax_speechlm.inference.asr.stream import Stream, StreamBatch
+from jax_speechlm.inference.asr.transducer import TransducerRecognizer
 from jax_speechlm.inference.segmentation import Samples
 
 FULL_CONTEXT = "full context"
@@ -120,7 +121,7 @@ class StreamingReport(base.SetReport):
 
 
 def evaluate_streams(
-    recognizer: Recognizer,
+    recognizer: Recognizer | TransducerRecognizer,
     recordings: Mapping[int, Samples],
     utterances: Sequence[Utterance],
     settings: Streaming,

@@ -20,8 +20,11 @@ from jax_speechlm.evaluation.streaming import (
 from jax_speechlm.inference.asr.hypothesis import Partial
 from jax_speechlm.inference.asr.stream import Stream, StreamBatch
 from jax_speechlm.inference.transcript import Segment, Transcript
+from jax_speechlm.models.transducer import TransducerConfig
+from jax_speechlm.objectives.asr.transducer import Transducer
 from tests.data_pipelines.prepared import write_prepared
-from tests.trained_tones import STREAMING, random_text, speak, trained_run
+from tests.evaluation.runs import save_run
+from tests.trained_tones import STREAMING, TOKENIZER, random_text, speak, trained_run
 
 RATE = 1_000
 
@@ -148,6 +151,18 @@ def test_a_run_that_streams(data, tmp_path):
     )
     assert several.rows[0].wer == rows[0].wer
     assert several.rows[0].cut_turns > 0  # every pause ends a turn
+
+
+@pytest.mark.parametrize(("ctc_weight", "aligned"), [(0.3, 12), (0.0, 0)])
+def test_a_transducer_is_aligned_by_its_ctc_head_if_it_has_one(data, tmp_path, ctc_weight, aligned):
+    objective = Transducer(network=TransducerConfig(dim=8), ctc_weight=ctc_weight)
+    run = save_run(tmp_path / "run", STREAMING.replace(objective=objective), TOKENIZER)
+    chunk_ms = 40 * STREAMING.model.chunk_lengths[0]
+    settings = Streaming(stream=True, chunk_ms=(chunk_ms,), num_streams=12)
+    report = jax_speechlm.evaluate(run, ["tones"], data_dir=data, out=tmp_path / "out", streaming=settings)
+    assert [row.chunk_ms for row in report.rows] == [chunk_ms, None]
+    assert report.unaligned == 12 - aligned
+    assert report.rows[0].real_time_factor > 0
 
 
 def test_other_runs_are_refused(data, tmp_path):
