@@ -57,7 +57,8 @@ class StreamingScore(Config):
       first_partial_ms: median from the start of the first word to the first partial transcript with text.
       emission_ms: median and 95th percentile from the end of a correct word to the first partial transcript from which
         on it does not change; None without correct words.
-      revised: words that partial transcripts changed, by words of the final ones.
+      revised: words that partial transcripts changed otherwise than by adding to their ends, by words of the final
+        ones.
       finalisation_ms: 50th, 95th and 99th percentile from the last sample to the final transcript.
       cut_turns: utterances in which a pause ended a turn before the last word.
       real_time_factor: seconds of computation per second of audio, of all streams together.

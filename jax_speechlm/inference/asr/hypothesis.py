@@ -34,7 +34,8 @@ class Partial:
       text: its text.
       stable: part of the text at its beginning that does not change any more: all words but the last.
       words: words with times.
-      revised: words of the partial transcript before it, if of the same segment, that it changed.
+      revised: words of the partial transcript before it, if of the same segment, that it changed otherwise than by
+        adding to their ends.
     """
 
     seconds: float = 0.0
@@ -138,7 +139,7 @@ class Hypothesis:
         text, stable = self._text(self._spans), self._text(self._spans[: self._last_word()])
         words = self._words(self._spans, text)
         before = self.partial.words
-        revised = sum(old.word != new.word for old, new in zip(before, words, strict=False))
+        revised = sum(not new.word.startswith(old.word) for old, new in zip(before, words, strict=False))
         revised += max(len(before) - len(words), 0)
         self.partial = Partial(self._num_frames * self._frame_seconds, text, stable, words, revised)
 
