@@ -4,16 +4,17 @@ import contextlib
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pydantic
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tyro.conf import OmitArgPrefixes, Positional
 
-from data_pipelines.audio import decode
+from data_pipelines.audio import decode, microphone
 from jax_speechlm.core.config import Config
 from jax_speechlm.inference.asr.base import Transcriber
 from jax_speechlm.inference.asr.decoder import Decoding
@@ -43,29 +44,31 @@ class Output(Config):
 
 
 class Streaming(Config):
-    """Transcription as if the files were being recorded.
+    """Transcription while audio is recorded.
 
     Attributes:
-      stream: print a line of JSON for each partial transcript that changes, as it would come, and the transcript last;
-        of runs that were trained to stream.
+      stream: print a line of JSON for each partial transcript that changes, as it would come if the files were being
+        recorded, and the transcript last; of runs that were trained to stream.
+      microphone: record from the microphone until Ctrl-C instead of reading files, and print as with --stream.
       chunk_ms: length of a chunk, one that the run was trained on; None for the longest.
       endpoint_ms: silence after speech that ends a segment; None for no such end.
     """
 
     stream: bool = False
+    microphone: bool = False
     chunk_ms: pydantic.PositiveInt | None = None
     endpoint_ms: pydantic.PositiveFloat | None = None
 
     @pydantic.model_validator(mode="after")
     def _needs_a_stream(self):
-        if not self.stream and (self.chunk_ms or self.endpoint_ms):
-            raise ValueError("--chunk-ms and --endpoint-ms are for streams: add --stream")
+        if not (self.stream or self.microphone) and (self.chunk_ms or self.endpoint_ms):
+            raise ValueError("--chunk-ms and --endpoint-ms are for streams: add --stream or --microphone")
         return self
 
 
 def transcribe_files(
     checkpoint: Positional[Path],
-    files: Positional[tuple[Path, ...]],
+    files: Positional[tuple[Path, ...]] = (),
     decoding: OmitArgPrefixes[Decoding] = Decoding(),  # noqa: B008  frozen
     ensemble: tuple[Path, ...] = (),
     output: OmitArgPrefixes[Output] = Output(),  # noqa: B008  frozen
@@ -79,31 +82,43 @@ def transcribe_files(
       decoding: decoding settings; weights that `eval` tuned are in its report.
       ensemble: further runs with the same tokenizer and frame rate; the mean of their probabilities is decoded.
     """
-    if not streaming.stream:
+    if bool(files) == streaming.microphone:
+        raise ValueError("name audio files, or record with --microphone; one of the two")
+    if not (streaming.stream or streaming.microphone):
         _write(open_transcriber(checkpoint, decoding, ensemble), "transcribe", files, output)
         return
     if ensemble:
         raise ValueError("streams are decoded with one model: leave out --ensemble")
     if output not in (Output(), Output(format="json")):
-        raise ValueError("--stream prints lines of JSON: leave out the settings of output")
+        raise ValueError("a stream is printed as lines of JSON: leave out the settings of output")
     _print_stream(load(checkpoint, decoding), files, streaming)
 
 
 def _print_stream(model: TrainedModel, files: Sequence[Path], streaming: Streaming) -> None:
-    """Prints the transcripts of files that arrive chunk by chunk."""
+    """Prints the transcripts of files that arrive chunk by chunk, or of the microphone without files."""
     silence = None if streaming.endpoint_ms is None else streaming.endpoint_ms / 1000
     endpointing = Endpointing(silence_seconds=silence)
 
-    def describe(file: Path) -> dict[str, Any]:
+    def describe(name: str) -> dict[str, Any]:
         stream, before = model.stream(chunk_ms=streaming.chunk_ms, endpointing=endpointing), Partial()
-        for samples in stream.pieces(decode.stream(file, rate=stream.sample_rate)):
+        for samples in stream.pieces(_blocks(name, streaming.microphone, stream.sample_rate)):
             partial = stream.accept(samples)
             if (partial.text, partial.stable) != (before.text, before.stable):
-                print(json.dumps({"file": str(file), **partial.to_dict()}, ensure_ascii=False), flush=True)
+                print(json.dumps({"file": name, **partial.to_dict()}, ensure_ascii=False), flush=True)
             before = partial
-        return json.loads(dataclasses.replace(stream.finalize(), file=str(file)).to_json())
+        return json.loads(dataclasses.replace(stream.finalize(), file=name).to_json())
 
-    print_lines(files, describe)
+    if streaming.microphone:
+        print(json.dumps(describe("microphone"), ensure_ascii=False))
+    else:
+        print_lines([str(file) for file in files], describe)
+
+
+def _blocks(name: str, is_microphone: bool, rate: int) -> Iterable[np.ndarray]:
+    if not is_microphone:
+        return decode.stream(Path(name), rate=rate)
+    print("recording; Ctrl-C ends it", file=sys.stderr, flush=True)
+    return microphone.blocks(rate)
 
 
 def translate_files(

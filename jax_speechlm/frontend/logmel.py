@@ -136,7 +136,7 @@ def log_mel(
     windows = segments.at_rate(config.hop, lambda length: _num_windows(length, config))
     audio = jnp.where(segments.mask(audio.shape[1]), audio.astype(jnp.float32), 0)
     if config.variant == "nemo":
-        audio = _let_decay(jnp.pad(audio, ((0, 0), (0, config.hop))), segments, config.window // 2 - config.hop + 1)
+        audio = let_decay(jnp.pad(audio, ((0, 0), (0, config.hop))), segments, config)
     features = log_power(_padded(audio, config), num_windows, config)
     if config.normalize is True:
         features = normalize(features, windows, config.variant)
@@ -147,8 +147,12 @@ def log_mel(
     return jnp.where(Segments.of(vectors).mask(num_vectors)[..., None], features, 0), vectors
 
 
-def _let_decay(audio: Float[Array, "batch samples"], segments: Segments, num: int) -> Float[Array, "batch samples"]:
-    """Continues utterances after their last sample by `num` samples of the decay that pre-emphasis maps to zeros."""
+def let_decay(
+    audio: Float[Array, "batch samples"], segments: Segments, config: LogMel
+) -> Float[Array, "batch samples"]:
+    """Continues utterances after their last sample, as far as NeMo's windows read, by the decay that pre-emphasis maps
+    to zeros."""
+    num = config.window // 2 - config.hop + 1
     after = jnp.arange(audio.shape[1])[:, None] - (segments.start + segments.length - 1)[:, None]
     last = jnp.sum(jnp.where(after == 0, audio[..., None], 0), axis=1, keepdims=True)
     decays = (after > 0) & (after <= num) & (segments.length > 0)[:, None]

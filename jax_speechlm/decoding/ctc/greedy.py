@@ -56,8 +56,7 @@ class StreamingBestPath:
         num_frames_B: Int[Array, " batch"],
     ) -> tuple[Int[Array, " batch"], Emissions]:
         """Emits the most probable id of each frame; it continues a token if it is the id of the frame before."""
-        logits_BxCxV = functional.bind(self._head, params["head"])(hidden_BxCxD)
-        log_probs_BxCxV = jax.nn.log_softmax(logits_BxCxV.astype(jnp.float32))
+        log_probs_BxCxV = self.log_probs(params, hidden_BxCxD)
         path_BxC = best_path(log_probs_BxCxV, num_frames_B).astype(jnp.int32)
         frame_BxC = jnp.broadcast_to(jnp.arange(path_BxC.shape[1]), path_BxC.shape)
         with_last = jnp.concatenate([last_B[:, None], path_BxC], axis=1)
@@ -65,6 +64,13 @@ class StreamingBestPath:
         last_B = jnp.take_along_axis(with_last, num_frames_B[:, None], axis=1)[:, 0]
         width_BxC = jnp.ones_like(path_BxC)
         return last_B, Emissions(path_BxC, frame_BxC, width_BxC, log_probs_BxCxV.max(-1), continues_BxC)
+
+    def log_probs(
+        self, params: functional.Params, hidden_BxCxD: Float[Array, "batch chunk dim"]
+    ) -> Float[Array, "batch chunk vocab"]:
+        """Returns the log-probabilities of all ids at each frame, in nats."""
+        logits_BxCxV = functional.bind(self._head, params["head"])(hidden_BxCxD)
+        return jax.nn.log_softmax(logits_BxCxV.astype(jnp.float32))
 
     @functools.cached_property
     def _head(self) -> nnx.GraphDef:

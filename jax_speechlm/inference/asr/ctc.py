@@ -151,8 +151,13 @@ class Recognizer(Transcriber):
     @functools.cached_property
     def _program(self) -> Callable[[int | None], StreamingProgram]:
         """The compiled step for a length of chunks, kept for the next streams."""
-        search = StreamingBestPath(self.experiment.model.dim, self.tokenizer.vocab_size)
+        search = self.stream_search(self.run)
         return functools.cache(functools.partial(StreamingProgram, self.run, search, self.separator))
+
+    @staticmethod
+    def stream_search(run: LoadedRun) -> StreamingBestPath:
+        """Returns the search for streams of a run."""
+        return StreamingBestPath(run.experiment.model.dim, run.tokenizer.vocab_size)
 
     def encode(self, batches: Iterable[Batch]) -> dict[int, Frames]:
         """Computes the frames per row: the best path for greedy decoding, all posteriors for a beam search."""

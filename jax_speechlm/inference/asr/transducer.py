@@ -92,9 +92,14 @@ class TransducerRecognizer(Transcriber):
     @functools.cached_property
     def _program(self) -> Callable[[int | None], StreamingProgram]:
         """The compiled step for a length of chunks, kept for the next streams."""
-        objective = self.experiment.objective
-        search = StreamingGreedy(objective.make_model(self.experiment.model, self.tokenizer), objective.durations)
+        search = self.stream_search(self.run)
         return functools.cache(functools.partial(StreamingProgram, self.run, search, self.separator))
+
+    @staticmethod
+    def stream_search(run: LoadedRun) -> StreamingGreedy:
+        """Returns the search for streams of a run."""
+        objective = run.experiment.objective
+        return StreamingGreedy(objective.make_model(run.experiment.model, run.tokenizer), objective.durations)
 
     def transcribe_batches(self, batches: Iterable[Batch]) -> dict[int, Transcription]:
         """Decodes every row; a transcript's log-probability is divided by the number of tokens."""

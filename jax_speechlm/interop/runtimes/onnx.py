@@ -1,6 +1,7 @@
-"""`export --to onnx`: a recognizer or a voice for onnxruntime and other readers of ONNX, by jax2onnx.
+"""`export --to onnx`: a recognizer, a step of one over a stream, or a voice, for onnxruntime and other readers of ONNX.
 
-Shapes are fixed, one file per shape: jax2onnx 0.13.0 to 0.17.1 cannot lower `pad` and `rem` where a size is a symbol.
+The package jax2onnx converts. Shapes are fixed, one file per shape: its versions 0.13.0 to 0.17.1 cannot lower `pad`
+and `rem` where a size is a symbol.
 """
 
 import contextlib
@@ -17,8 +18,10 @@ from jax.extend.core import jaxpr_as_fun
 
 from jax_speechlm.interop.folders import ExportError, read_record, readable
 from jax_speechlm.interop.runtimes import program as programs
+from jax_speechlm.interop.runtimes import stream as streams
 from jax_speechlm.interop.runtimes import voice as voices
 from jax_speechlm.interop.runtimes.program import Out, Outputs, Program, Recognize, Run, Seconds, Target
+from jax_speechlm.interop.runtimes.stream import ChunkMs, IsStream, Step, StreamProgram
 from jax_speechlm.interop.runtimes.voice import Speak, Tokens, VocoderRun, VoiceProgram
 
 _INSIDE = 1 << 30
@@ -34,17 +37,22 @@ def export_run(
     seconds: Seconds = programs.LENGTHS,
     vocoder: VocoderRun = None,
     tokens: Tokens = voices.LENGTHS,
+    stream: IsStream = False,
+    chunk_ms: ChunkMs = None,
 ) -> None:
     """Writes a recognizer or a voice as ONNX: a file for each length, which takes one row and holds the weights."""
     programs.check_positive(seconds)
-    if voices.is_voice(run):
+    streams.check_options(stream, chunk_ms)
+    if stream:
+        streams.export(run, out, Target("onnx", write, read_stream, ("onnxruntime",)), chunk_ms)
+    elif voices.is_voice(run):
         voices.export(run, vocoder, out, Target("onnx", write, read_voice, ("onnxruntime",)), tokens)
     else:
         voices.require_no(vocoder, run)
         programs.export(run, out, Target("onnx", write, read, ("onnxruntime",)), seconds)
 
 
-def write(program: Program | VoiceProgram, folder: Path, lengths: list[int]) -> dict[str, Any]:
+def write(program: Program | StreamProgram | VoiceProgram, folder: Path, lengths: list[int]) -> dict[str, Any]:
     """Writes a program, a file for each number of samples or tokens. Returns this target's entries of the record."""
     programs.require_installed("onnx", jax2onnx="jax2onnx", onnxruntime="onnxruntime")
     import onnx
@@ -94,7 +102,7 @@ def _quiet() -> Iterator[None]:
 
 def read(folder: Path) -> Recognize:
     """Returns the recognizer of such a folder, in onnxruntime on as many threads as the process may use cores."""
-    sessions = _sessions(folder, Program)
+    sessions = _sessions(folder)
 
     def recognize(session: Callable[..., Outputs]) -> Recognize:
         return lambda audio, audio_length: session(audio, audio_length)
@@ -102,15 +110,22 @@ def read(folder: Path) -> Recognize:
     return programs.padded({samples: recognize(session) for samples, session in sessions.items()})
 
 
+def read_stream(folder: Path) -> Step:
+    """Returns the step of such a folder, likewise."""
+    (session,) = _sessions(folder).values()
+    return lambda inputs: session(*inputs.values())
+
+
 def read_voice(folder: Path) -> Speak:
     """Returns the voice of such a folder, likewise."""
-    return voices.padded(_sessions(folder, VoiceProgram))
+    return voices.padded(_sessions(folder))
 
 
-def _sessions(folder: Path, kind: type[Program | VoiceProgram]) -> dict[int, Callable[..., Outputs]]:
-    """Returns the programs of a folder by their length, as functions of the inputs of `kind`."""
+def _sessions(folder: Path) -> dict[int, Callable[..., Outputs]]:
+    """Returns the programs of a folder by their length, as functions of their inputs."""
     import onnxruntime
 
+    record = read_record(folder)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = programs.num_threads()
     options.log_severity_level = 3  # it warns of constants that jax2onnx left unused
@@ -119,9 +134,9 @@ def _sessions(folder: Path, kind: type[Program | VoiceProgram]) -> dict[int, Cal
         session = onnxruntime.InferenceSession(folder / name, options, providers=["CPUExecutionProvider"])
 
         def run(*inputs: np.ndarray) -> Outputs:
-            outputs = session.run(list(kind.outputs), dict(zip(kind.inputs, inputs, strict=True)))
-            return dict(zip(kind.outputs, outputs, strict=True))
+            outputs = session.run(list(record["outputs"]), dict(zip(record["inputs"], inputs, strict=True)))
+            return dict(zip(record["outputs"], outputs, strict=True))
 
         return run
 
-    return {length: runner(name) for name, length in read_record(folder)["programs"].items()}
+    return {length: runner(name) for name, length in record["programs"].items()}

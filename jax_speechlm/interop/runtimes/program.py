@@ -95,13 +95,7 @@ class Program:
         logits = experiment.objective.build(model, experiment.frontend, run.tokenizer).logits
         weights = {name: np.asarray(value) for name, value in flatten_dict(run.params, sep=".").items()}
         program = cls(run.checkpoint, run.step, experiment.frontend.mel, run.tokenizer, weights, logits)
-        return dataclasses.replace(program, weights=program._used())
-
-    def _used(self) -> dict[str, np.ndarray]:
-        shapes = jax.eval_shape(lambda: self.weights)
-        audio, length = jax.ShapeDtypeStruct((1, self.samples[0]), np.int16), jax.ShapeDtypeStruct((1,), np.int32)
-        kept = set(jax.export.export(jax.jit(self.run))(shapes, audio, length).module_kept_var_idx)
-        return {name: self.weights[name] for index, name in enumerate(sorted(self.weights)) if index in kept}
+        return dataclasses.replace(program, weights=used_weights(program, program.samples[0]))
 
     @property
     def samples(self) -> tuple[int, int]:
@@ -245,6 +239,14 @@ def check_positive(seconds: Sequence[float]) -> None:
         raise ExportError(f"--seconds takes lengths above 0, got {wrong[0] if wrong else 'none'}")
 
 
+def used_weights(program: Any, samples: int) -> dict[str, np.ndarray]:
+    """Returns the weights that a program of `samples` reads."""
+    weights = program.weights
+    shapes = jax.eval_shape(lambda: weights)
+    kept = set(jax.export.export(jax.jit(program.run))(shapes, *program.arguments(samples)).module_kept_var_idx)
+    return {name: weights[name] for index, name in enumerate(sorted(weights)) if index in kept}
+
+
 def require_installed(extra: str, **packages: str) -> None:
     """Raises `ExportError` unless modules are importable: package by module, and the extra that installs them."""
     if missing := [package for module, package in packages.items() if importlib.util.find_spec(module) is None]:
@@ -345,11 +347,11 @@ def _clips(rows: int, samples: int) -> tuple[Int16[np.ndarray, "batch samples"],
     lengths = np.minimum([samples, 0, 400, 15_999, 11_111], samples)[:rows].astype(np.int32)
     audio = rng.integers(-3000, 3000, (rows, samples))
     for row, length in enumerate(lengths):
-        audio[row, :length] = _babble(int(length), rng)
+        audio[row, :length] = babble(int(length), rng)
     return audio.astype(np.int16), lengths
 
 
-def _babble(length: int, rng: np.random.Generator) -> Float32[np.ndarray, " samples"]:
+def babble(length: int, rng: np.random.Generator) -> Float32[np.ndarray, " samples"]:
     """Synthesizes syllables of a falling voice, and a pause with the noise of a quiet room.
 
     Not digital silence, on which a correct model can magnify the rounding of float32 a hundredfold.

@@ -13,6 +13,7 @@ import numpy as np
 
 from jax_speechlm.interop.runtimes.program import Out, Program, Recognize, Run, Target, export, id_texts
 from jax_speechlm.interop.runtimes.stablehlo import PLATFORMS, lowered, written_in
+from jax_speechlm.interop.runtimes.stream import StreamProgram
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -40,11 +41,11 @@ def write(program: Program, folder: Path) -> dict[str, Any]:
         text = tf.strings.reduce_join(tf.gather(pieces, outputs["tokens"]), axis=-1)
         return outputs | {"text": tf.strings.regex_replace(text, "^ +", "")}
 
-    tf.saved_model.save(model, str(folder), signatures={"serving_default": signature(serve, None, None)})
+    tf.saved_model.save(model, str(folder), signatures={"serving_default": signature(serve, program)})
     return {"tensorflow": tf.__version__} | written_in(exported)
 
 
-def module_of(program: Program) -> "tf.Module":
+def module_of(program: Program | StreamProgram) -> "tf.Module":
     """Returns a module of TensorFlow with the weights as variables, by name."""
     import tensorflow as tf
 
@@ -53,11 +54,14 @@ def module_of(program: Program) -> "tf.Module":
     return model
 
 
-def signature(serve: Callable[..., Any], rows: int | None, samples: int | None) -> Any:
-    """Returns `serve(audio, audio_length)` as a concrete function of TensorFlow; None is any size."""
+def signature(serve: Callable[..., Any], program: Program | StreamProgram, samples: int | None = None) -> Any:
+    """Returns a function of a program's inputs as a concrete one of TensorFlow's, of any sizes without `samples`."""
     import tensorflow as tf
 
-    arguments = tf.TensorSpec([rows, samples], tf.int16, "audio"), tf.TensorSpec([rows], tf.int32, "audio_length")
+    arguments = [
+        tf.TensorSpec([size if isinstance(size, int) else None for size in each.shape], each.dtype, name)
+        for name, each in zip(program.inputs, program.arguments(samples), strict=True)
+    ]
     return tf.function(serve, input_signature=arguments, autograph=False).get_concrete_function()
 
 

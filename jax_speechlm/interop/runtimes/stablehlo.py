@@ -22,8 +22,10 @@ from jax.extend.mlir import serialize_portable_artifact
 from safetensors.numpy import load_file, save
 
 from jax_speechlm.interop.folders import read_record
+from jax_speechlm.interop.runtimes import stream as streams
 from jax_speechlm.interop.runtimes import voice as voices
 from jax_speechlm.interop.runtimes.program import Out, Outputs, Program, Recognize, Run, Target, export
+from jax_speechlm.interop.runtimes.stream import ChunkMs, IsStream, Step, StreamProgram
 from jax_speechlm.interop.runtimes.voice import Speak, Tokens, VocoderRun, VoiceProgram
 
 _PROGRAM, _WEIGHTS = "recognizer.stablehlo", "weights.safetensors"
@@ -37,7 +39,7 @@ CALLING_CONVENTION = 10
 
 
 def lowered(
-    program: Program | VoiceProgram, platforms: Iterable[str], samples: int | None = None
+    program: Program | StreamProgram | VoiceProgram, platforms: Iterable[str], samples: int | None = None
 ) -> jax.export.Exported:
     """Lowers a program of one row of `samples` (or tokens), or of any number of rows and samples.
 
@@ -68,11 +70,21 @@ def _calling_convention(version: int) -> Iterator[None]:
         jax.config.update("jax_export_calling_convention_version", before)
 
 
-def export_run(run: Run, out: Out, vocoder: VocoderRun = None, tokens: Tokens = voices.LENGTHS) -> None:
+def export_run(
+    run: Run,
+    out: Out,
+    vocoder: VocoderRun = None,
+    tokens: Tokens = voices.LENGTHS,
+    stream: IsStream = False,
+    chunk_ms: ChunkMs = None,
+) -> None:
     """Writes a recognizer or a voice as StableHLO, its weights as safetensors, for plain JAX on CPU, GPU and TPU."""
     consumers = "jax", "jaxlib"
-    if voices.is_voice(run):
-        voices.export(run, vocoder, out, Target("stablehlo", write_voice, read_voice, consumers), tokens)
+    streams.check_options(stream, chunk_ms)
+    if stream:
+        streams.export(run, out, Target("stablehlo", write_sizes, read_stream, consumers), chunk_ms)
+    elif voices.is_voice(run):
+        voices.export(run, vocoder, out, Target("stablehlo", write_sizes, read_voice, consumers), tokens)
     else:
         voices.require_no(vocoder, run)
         export(run, out, Target("stablehlo", write, read, consumers))
@@ -85,8 +97,8 @@ def write(program: Program, folder: Path) -> dict[str, Any]:
     return {"program": _PROGRAM} | _write_weights(program, folder) | written_in(exported)
 
 
-def write_voice(program: VoiceProgram, folder: Path, lengths: list[int]) -> dict[str, Any]:
-    """Writes a voice, a program for each number of tokens. Returns this target's entries of the record."""
+def write_sizes(program: StreamProgram | VoiceProgram, folder: Path, lengths: list[int]) -> dict[str, Any]:
+    """Writes a program for each number of samples or tokens. Returns this target's entries of the record."""
     files = {f"{program.name}_{length}.stablehlo": length for length in lengths}
     for name, length in files.items():
         exported = lowered(program, PLATFORMS, length)
@@ -94,7 +106,7 @@ def write_voice(program: VoiceProgram, folder: Path, lengths: list[int]) -> dict
     return {"programs": files} | _write_weights(program, folder) | written_in(exported)
 
 
-def _write_weights(program: Program | VoiceProgram, folder: Path) -> dict[str, Any]:
+def _write_weights(program: Program | StreamProgram | VoiceProgram, folder: Path) -> dict[str, Any]:
     (folder / _WEIGHTS).write_bytes(save(program.weights))
     arrays = {name: list(value.shape) for name, value in sorted(program.weights.items())}
     return {"weights": _WEIGHTS, "arrays": arrays}
@@ -108,8 +120,19 @@ def read(folder: Path) -> Recognize:
     return lambda audio, audio_length: jax.device_get(call(weights, audio, audio_length))
 
 
+def read_stream(folder: Path) -> Step:
+    """Returns the step of such a folder."""
+    (call,) = _calls(folder).values()
+    return lambda inputs: call(*inputs.values())
+
+
 def read_voice(folder: Path) -> Speak:
     """Returns the voice of such a folder."""
+    return voices.padded(_calls(folder))
+
+
+def _calls(folder: Path) -> dict[int, Callable[..., Outputs]]:
+    """Returns the programs of a folder by their length, as functions of their inputs."""
     record = read_record(folder)
     weights = jax.device_put(load_file(folder / record["weights"]))
 
@@ -117,4 +140,4 @@ def read_voice(folder: Path) -> Speak:
         call = jax.jit(jax.export.deserialize(bytearray((folder / name).read_bytes())).call)
         return lambda *inputs: jax.device_get(call(weights, *inputs))
 
-    return voices.padded({length: runner(name) for name, length in record["programs"].items()})
+    return {length: runner(name) for name, length in record["programs"].items()}
