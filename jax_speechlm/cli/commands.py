@@ -160,6 +160,12 @@ COMMANDS = {
         "train linear maps of an encoder's frozen layers to speaker, language, words or characters",
         "jax-speechlm probe runs/pretrain --sets fsdd --target text --leave-out speaker",
     ),
+    "baseline": Command(
+        "jax_speechlm.evaluation.baselines:baseline",
+        "train classical classifiers of MFCCs (SVM, nearest neighbours, trees), beside encoders, in one table",
+        "jax-speechlm baseline --sets fsdd --target text --leave-out speaker --runs runs/pretrain",
+        extra="baselines",
+    ),
     "align": Command(
         "jax_speechlm.cli.by_task:run",
         "find the times of the words of known transcripts, or with a voice the durations of their tokens",

@@ -13,6 +13,7 @@ from tyro.conf import Positional
 
 from data_pipelines.audio.decode import AudioError
 from jax_speechlm.core.vocabulary import Vocabulary
+from jax_speechlm.inference.classical import ClassicalClassifier, is_classical
 from jax_speechlm.inference.predictor import Row, RunPredictor, print_lines, rows_of_recordings
 from jax_speechlm.inference.segmentation import Recording, name_of
 from jax_speechlm.inference.text_batches import outputs_of_rows
@@ -90,11 +91,12 @@ def classify(checkpoint: Positional[Path], inputs: Positional[tuple[str, ...]], 
     """Classifies audio files or texts; prints one line of JSON for each, with the most probable class first.
 
     Args:
-      checkpoint: a run trained by classification: its directory, or one of its checkpoints/<step> folders.
+      checkpoint: a run trained by classification: its directory, or one of its checkpoints/<step> folders; or a
+        classifier of `jax-speechlm baseline`.
       inputs: audio files of any format, rate, length and number of channels; or texts, for a classifier of texts.
       max_seconds: longer recordings are cut at pauses into parts of at most this length.
     """
-    classifier = Classifier.load(checkpoint)
+    classifier = ClassicalClassifier.load(checkpoint) if is_classical(checkpoint) else Classifier.load(checkpoint)
 
     def describe(each: str) -> dict[str, Any]:
         (shares,) = classifier.probabilities([each], max_seconds=max_seconds).tolist()
