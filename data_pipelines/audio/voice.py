@@ -1,8 +1,8 @@
-"""Clips as recordings of a voice: silence trimmed at the ends, loudness normalised."""
+"""Loudness of clips, and clips as recordings of a voice: silence trimmed at the ends, loudness normalised."""
 
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -36,16 +36,16 @@ class VoiceForm(NamedTuple):
 
 @dataclass(frozen=True)
 class VoiceChange:
-    """What `fit_voice` changed.
+    """What `fit_voice` or `fit_loudness` changed.
 
     Attributes:
-      trimmed: seconds removed at both ends.
+      trimmed: seconds removed at both ends; None where silence is not trimmed.
       gain: in dB.
       is_limited: whether the clip has less than the loudness asked for, since its peaks would clip or its noise would
         become loud.
     """
 
-    trimmed: float
+    trimmed: float | None
     gain: float
     is_limited: bool
 
@@ -60,13 +60,18 @@ def fit_voice(samples: NDArray[np.int16], rate: int, form: VoiceForm) -> tuple[N
       int16 [samples], and the changes.
     """
     start, end = speech_span(samples, rate, form.edge_silence)
-    speech = samples[start:end]
-    peak = int(np.abs(speech.astype(np.int32)).max())
-    wanted = form.loudness - loudness(speech, rate)
+    changed, change = fit_loudness(samples[start:end], rate, form.loudness)
+    return changed, replace(change, trimmed=(len(samples) - len(changed)) / rate)
+
+
+def fit_loudness(samples: NDArray[np.int16], rate: int, target: float) -> tuple[NDArray[np.int16], VoiceChange]:
+    """Normalises the loudness of a clip; arguments and results as of `fit_voice`, `target` in LUFS."""
+    peak = int(np.abs(samples.astype(np.int32)).max())
+    wanted = target - loudness(samples, rate)
     allowed = min(_MOST_GAIN, 20 * math.log10(_PEAK * _FULL_SCALE / peak) if peak else 0.0)
     gain = min(wanted, allowed)
-    changed = np.rint(speech * np.float64(10 ** (gain / 20))).astype(np.int16)
-    return changed, VoiceChange((len(samples) - len(speech)) / rate, gain, wanted > allowed)
+    changed = np.rint(samples * np.float64(10 ** (gain / 20))).astype(np.int16)
+    return changed, VoiceChange(None, gain, wanted > allowed)
 
 
 def speech_span(samples: NDArray[np.int16], rate: int, margin: float) -> tuple[int, int]:
@@ -129,4 +134,4 @@ def check_installed() -> None:
     try:
         import pyloudnorm  # noqa: F401
     except ModuleNotFoundError:
-        raise DataError("--voice needs the package pyloudnorm: pip install 'jax_speechlm[tts]'") from None
+        raise DataError("--voice and --loudness need the package pyloudnorm: pip install 'jax_speechlm[tts]'") from None

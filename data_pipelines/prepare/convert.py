@@ -10,16 +10,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import Literal, NamedTuple, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from data_pipelines.audio.clean_up import CleanUpMethod, clean_clip
 from data_pipelines.audio.clips import Clip, Dropped
 from data_pipelines.audio.decode import AudioError, AudioTooLongError, Levels, encode_flac, measure
-from data_pipelines.audio.voice import VoiceChange, VoiceForm, fit_voice
+from data_pipelines.audio.voice import VoiceChange, VoiceForm, fit_loudness, fit_voice
 from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.files import write_bytes
@@ -35,17 +36,21 @@ class Format(NamedTuple):
       characters_per_second: lowest and highest plausible rate; clips outside are dropped.
       sample_rate: in Hz.
       voice: trims, normalises and checks clips for a voice.
+      enhance: removes noise and hum by this method; "" leaves them.
+      loudness: of clips in LUFS, without `voice`; None leaves it.
     """
 
     max_seconds: float
     characters_per_second: tuple[float, float] | None = None
     sample_rate: int = DEFAULT_SAMPLE_RATE
     voice: VoiceForm | None = None
+    enhance: CleanUpMethod | Literal[""] = ""
+    loudness: float | None = None
 
 
 @dataclass(frozen=True)
 class Converted:
-    """A clip with its FLAC file, relative to the work folder, and what was changed for a voice."""
+    """A clip with its FLAC file, relative to the work folder, and how its ends and level were changed."""
 
     clip: Clip
     file: str
@@ -132,6 +137,7 @@ class ConversionFolder:
 
     def _file(self, clip: Clip) -> str:
         voice = f"\n{tuple(self._form.voice)}" if self._form.voice else ""
+        voice += "".join(f"\n{part}" for part in (self._form.enhance, self._form.loudness) if part not in ("", None))
         inputs = f"{clip.id}\n{clip.audio.fingerprint()}\n{self._form.sample_rate}{voice}"
         digest = hashlib.sha1(inputs.encode(errors="surrogateescape")).hexdigest()
         return f"{digest[:2]}/{digest}.flac"
@@ -200,6 +206,10 @@ def _sound(clip: Clip, samples: NDArray[np.int16] | AudioError, form: Format) ->
     if levels.is_silent:
         detail = f"{clip.id}: nothing but silence; record it again or remove its entry"
         return Dropped(clip.id, "silent", True, detail, seconds)
+    if form.enhance:
+        samples = clean_clip(samples, form.sample_rate, form.enhance)
+    if form.loudness is not None:
+        samples, change = fit_loudness(samples, form.sample_rate, form.loudness)
     if form.voice is not None:
         if levels.clipped_share > form.voice.max_clipped:
             reason = f"clipped (over {100 * form.voice.max_clipped:g} % of samples at full scale)"
@@ -208,6 +218,7 @@ def _sound(clip: Clip, samples: NDArray[np.int16] | AudioError, form: Format) ->
             )
             return Dropped(clip.id, reason, detail=detail, seconds=seconds)
         samples, change = fit_voice(samples, form.sample_rate, form.voice)
+    if form.enhance or change is not None:
         levels, seconds = measure(samples, form.sample_rate), len(samples) / form.sample_rate
     sound = Sound(encode_flac(samples, form.sample_rate), len(samples), seconds, levels, change)
     return _misfit(clip, seconds, form) or sound

@@ -22,6 +22,7 @@ from typing import Any
 
 from rich.console import Console
 
+from data_pipelines.audio.clean_up import CleanUpMethod
 from data_pipelines.audio.clips import Clip, Corpus, Dropped
 from data_pipelines.audio.voice import VoiceForm, check_installed
 from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
@@ -63,8 +64,9 @@ def prepare(
     max_seconds: float = 120.0,
     sample_rate: int = DEFAULT_SAMPLE_RATE,
     max_bad: float = 0.05,
+    enhance: CleanUpMethod | None = None,
+    loudness: float | None = None,
     voice: bool = False,
-    loudness: float = VoiceForm().loudness,
     edge_silence: float = VoiceForm().edge_silence,
     max_clipped: float = VoiceForm().max_clipped,
     normalise_text: TextForm = "none",
@@ -102,10 +104,13 @@ def prepare(
       max_seconds: longer clips are dropped and counted.
       sample_rate: of the stored audio, in Hz; the front end of a run (`frontend.mel.sample_rate`) must have the same.
       max_bad: share of items that may be bad (missing, corrupt, silent, duplicate, malformed) before the run stops.
+      enhance: remove noise and hum from all clips: wiener, subtraction, gate, or none for the high-pass filter alone
+        (see `jax-speechlm enhance`).
+      loudness: make all clips equally loud, in LUFS, such as -23 (ITU-R BS.1770; pip install 'jax_speechlm[tts]'); less
+        where peaks would clip. With `voice` -23 unless given.
       voice: for speech synthesis (pip install 'jax_speechlm[tts]'): drop clipped clips and clips whose text does not
         fit the set's own rate of speech, trim silence at the ends, make all clips equally loud; the report has how much
         of each.
-      loudness: of clips with `voice`, in LUFS; less where peaks would clip.
       edge_silence: most silence before and after the speech of clips with `voice`, in seconds.
       max_clipped: share of samples at full scale above which `voice` drops a clip.
       normalise_text: of transcripts in manifests and TFDS sets: `none` keeps them as they are; `basic` makes them
@@ -135,7 +140,7 @@ def prepare(
         raise DataError("A set of text files needs a name: --name my-text.")
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise DataError(f"{name!r} cannot be the name of a data set: use letters, digits, '-', '_' and '.'.")
-    form_of_voice = _voice_form(voice, VoiceForm(loudness, edge_silence, max_clipped))
+    form_of_voice = _voice_form(voice, loudness, edge_silence, max_clipped)
     if not _RATES[0] <= sample_rate <= _RATES[1]:
         raise DataError(f"--sample-rate {sample_rate}: give {_RATES[0]} to {_RATES[1]} Hz, such as 8000 or 16000.")
     if beam_runner is not None:
@@ -165,6 +170,10 @@ def prepare(
         about_speech["sample_rate"] = sample_rate
     if form_of_voice is not None:
         about_speech["voice"] = form_of_voice._asdict()
+    elif loudness is not None:
+        about_speech["loudness"] = loudness
+    if enhance is not None:
+        about_speech["enhance"] = enhance
     files = text_files(text, name, unit=unit, encoding=encoding) if text else None
     held_out = _held_out(as_path(data_dir), cleaning.held_out)
     about_text = {"tfds": tfds, "cleaning": asdict(cleaning), "held_out": held_out and held_out.fingerprint}
@@ -193,8 +202,8 @@ def prepare(
         source = replace(debian_source(debian or name, packages), name=name)
     if beam_runner is not None and isinstance(source, TextSource):
         raise DataError("Beam prepares speech; text is cleaned by --num-workers processes of one machine.")
-    if form_of_voice is not None and isinstance(source, TextSource):
-        raise DataError(f"--voice prepares speech, but {name} is a set of text.")
+    if (voice or enhance or loudness is not None) and isinstance(source, TextSource):
+        raise DataError(f"--voice, --enhance and --loudness prepare speech, but {name} is a set of text.")
     with _locked(folder):
         if isinstance(source, TextSource):
             sentences = held_out.column("text").to_pylist() if held_out else []
@@ -205,6 +214,7 @@ def prepare(
             )
         else:
             form = Format(max_seconds, source.characters_per_second, sample_rate, form_of_voice)
+            form = form._replace(enhance=enhance or "", loudness=None if voice else loudness)
             if beam_runner is not None:
                 runner = Runner(beam_runner, beam_options, beam_chunk)
                 report = prepare_on_beam(source, folder, about_speech, runner, form, max_bad=max_bad)
@@ -221,19 +231,19 @@ def _default_name(manifest: Path) -> str:
     return name if manifest.is_dir() else Path(name.removesuffix(".gz")).stem
 
 
-def _voice_form(voice: bool, form: VoiceForm) -> VoiceForm | None:
+def _voice_form(voice: bool, loudness: float | None, edge_silence: float, max_clipped: float) -> VoiceForm | None:
     """Returns the form of clips for a voice, None without `voice`. Raises `DataError` for settings out of range."""
-    if not voice:
-        if form != VoiceForm():
-            raise DataError("--loudness, --edge-silence and --max-clipped have no effect without --voice.")
-        return None
+    form = VoiceForm(VoiceForm().loudness if loudness is None else loudness, edge_silence, max_clipped)
+    if not voice and form[1:] != VoiceForm()[1:]:
+        raise DataError("--edge-silence and --max-clipped have no effect without --voice.")
     if not (-50 <= form.loudness <= -5 and 0 <= form.edge_silence <= 10 and 0 <= form.max_clipped <= 1):
         raise DataError(
-            "--voice takes a --loudness from -50 to -5 LUFS (-23 is usual), an --edge-silence from 0 to 10 s, and a "
-            "share from 0 to 1 for --max-clipped."
+            "give a --loudness from -50 to -5 LUFS (-23 is usual), and with --voice an --edge-silence from 0 to 10 s "
+            "and a share from 0 to 1 for --max-clipped."
         )
-    check_installed()
-    return form
+    if voice or loudness is not None:
+        check_installed()
+    return form if voice else None
 
 
 def _warn_of_older_texts(folder: AnyPath) -> None:

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -82,7 +82,7 @@ class PreparationReport(_Report):
       histogram: number of clips by upper edge in seconds.
       clipped: ids of kept clips with samples at full scale; `clipped_share` is of all samples.
       mostly_silence: ids of kept clips that are mostly silence; `silence_share` is of the total duration.
-      voice: of a set for a voice, what was changed: see `VoiceChanges.summary`.
+      voice: of a set for a voice, or of one loudness, what was changed: see `VoiceChanges.summary`.
     """
 
     name: str
@@ -121,19 +121,22 @@ class PreparationReport(_Report):
             highlight=False,
         )
         if self.voice:
-            trimmed, gain, rate = (self.voice[name] for name in ("trimmed", "gain", "letters_per_second"))
-            console.print(
-                f"silence trimmed: {trimmed['clips']:,} clips, {trimmed['seconds']:,.1f} s; "
-                f"loudness: {gain['clips']:,} clips changed by {gain['lowest']:+.1f} to {gain['highest']:+.1f} dB, "
-                f"{gain['limited']:,} of them remain quieter; "
-                + (
-                    "rate of speech not checked: under 20 texts"
-                    if rate is None
-                    else f"rate of speech: {rate['median']:.1f} letters a second, "
-                    f"{rate['slowest']:.1f} to {rate['fastest']:.1f} accepted"
-                ),
-                highlight=False,
-            )
+            console.print("; ".join(self._changes()), highlight=False)
+
+    def _changes(self) -> Iterator[str]:
+        """Yields what was changed or checked in the clips of a set for a voice, or of one loudness."""
+        gain = self.voice["gain"]
+        if trimmed := self.voice.get("trimmed"):
+            yield f"silence trimmed: {trimmed['clips']:,} clips, {trimmed['seconds']:,.1f} s"
+        yield (
+            f"loudness: {gain['clips']:,} clips changed by {gain['lowest']:+.1f} to {gain['highest']:+.1f} dB, "
+            f"{gain['limited']:,} of them remain quieter"
+        )
+        if rate := self.voice.get("letters_per_second"):
+            speeds = (rate[name] for name in ("median", "slowest", "fastest"))
+            yield "rate of speech: {:.1f} letters a second, {:.1f} to {:.1f} accepted".format(*speeds)
+        elif trimmed:
+            yield "rate of speech not checked: under 20 texts"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,19 +194,20 @@ class DroppedCounts:
 
 
 class VoiceChanges:
-    """Sums what was changed in the clips of a set for a voice."""
+    """Sums what was changed in the clips of a set for a voice, or of one loudness."""
 
     def __init__(self):
         self._trimmed = {"clips": 0, "seconds": 0.0}
         self._gain = {"clips": 0, "seconds": 0.0, "lowest": 0.0, "highest": 0.0, "limited": 0}
-        self.has_clips = False
+        self.has_clips = self._trims = False
 
     def add(self, item: Converted) -> None:
         """Adds a kept clip."""
         if (change := item.change) is None:
             return
         self.has_clips = True
-        if change.trimmed >= _LEAST_TRIMMED:
+        self._trims |= change.trimmed is not None
+        if change.trimmed is not None and change.trimmed >= _LEAST_TRIMMED:
             self._trimmed["clips"] += 1
             self._trimmed["seconds"] += change.trimmed
         if abs(change.gain) >= _LEAST_GAIN:
@@ -214,11 +218,13 @@ class VoiceChanges:
         self._gain["limited"] += change.is_limited
 
     def summary(self, rate: SpeechRate | None) -> dict[str, Any]:
-        """Returns the `voice` of a report.
+        """Returns the `voice` of a report; of a set of one loudness, its `gain` alone.
 
         `trimmed` has clips and the seconds of silence removed; `gain` the clips and seconds made louder or quieter, the
         extremes in dB, and the clips that remain quieter; `letters_per_second` the rate of speech, None if unknown.
         """
+        if not self._trims:
+            return {"gain": self._gain}
         return {
             "trimmed": self._trimmed,
             "gain": self._gain,

@@ -75,6 +75,11 @@ COMMANDS = {
         "write what a vocoder makes of the mel spectrogram of a recording",
         "jax-speechlm vocode runs/vocos in.wav --out out.wav",
     ),
+    "enhance": Command(
+        "jax_speechlm.inference.enhance:enhance_files",
+        "remove noise and hum from recordings, set their loudness and tempo",
+        "jax-speechlm enhance in.wav out.wav --method wiener    |    jax-speechlm enhance in/ out/ --loudness -23",
+    ),
     "eval": Command(
         "jax_speechlm.cli.by_task:run",
         "measure a checkpoint as it was trained for: WER, bits per byte or per second, masked accuracy, or classes",

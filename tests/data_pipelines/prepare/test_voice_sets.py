@@ -104,6 +104,24 @@ def test_settings_change_the_set(manifest, tmp_path):
     assert set(report.dropped) == {CLIPPED}
 
 
+def test_loudness_and_clean_up_without_a_voice(manifest, tmp_path, capsys):
+    options = {"manifest": manifest, "data_dir": tmp_path / "data", "max_bad": 0.0}
+    report = prepare(**options, loudness=-26.0, enhance="none")
+    assert not report.dropped
+    assert set(report.voice) == {"gain"}
+    report.print()
+    assert "remain quieter" in capsys.readouterr().out
+    clips = stored(tmp_path / "data/my")
+    assert loudness(clips["good3"], RATE) == pytest.approx(-26.0, abs=0.2)
+    assert len(clips["silent ends"]) == 5 * RATE
+    assert prepare(**options).voice is None  # other settings: prepared again
+    plain = stored(tmp_path / "data/my")["silent ends"]
+    assert np.abs(plain - clips["silent ends"].astype(int)).max() > 100
+    (tmp_path / "a.txt").write_text("a line\n")
+    with pytest.raises(DataError, match="is a set of text"):
+        prepare("text", text=(str(tmp_path / "a.txt"),), data_dir=tmp_path / "data", enhance="wiener")
+
+
 def test_any_number_of_workers_and_a_kill_make_the_same_set(manifest, tmp_path, monkeypatch):
     options = {"manifest": manifest, "voice": True}
     one = prepare(data_dir=tmp_path / "one", num_workers=1, **options)
@@ -157,7 +175,8 @@ def test_rate_of_speech_is_robust():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--loudness", "-20"], "no effect without --voice"),
+        (["--edge-silence", "0.5"], "no effect without --voice"),
+        (["--loudness", "20"], "-50 to -5 LUFS"),
         (["--voice", "--loudness", "20"], "-50 to -5 LUFS"),
         (["--voice", "--max-clipped", "2"], "0 to 1"),
         (["--voice", "--edge-silence", "-1"], "0 to 10 s"),
