@@ -16,6 +16,7 @@ from data_pipelines.audio.decode import decode_flac
 from data_pipelines.audio.speed import change_speed
 from data_pipelines.batching import fields
 from data_pipelines.batching.fields import BatchSpec
+from data_pipelines.batching.joins import Joins
 from data_pipelines.batching.noise import NoiseReader
 from data_pipelines.batching.plan import FILLER, SpeechPlan
 from data_pipelines.batching.read_ahead import ReadAhead
@@ -42,6 +43,7 @@ def open_batches(
     start_step: int = 0,
     num_steps: int | None = None,
     speeds: Sequence[float] = (1.0,),
+    joins: Joins | None = None,
     noise: NoiseReader | None = None,
     labels: Sequence[int] | np.ndarray | None = None,
     column: str = "text",
@@ -59,6 +61,7 @@ def open_batches(
       tokenizer: encodes the texts as `tokens`; None for audio alone.
       host, num_hosts: number of this host, and of all; it reads a contiguous share of every batch's rows.
       speeds: speed factors that the plan was made with (`speed.with_speeds`).
+      joins: pairs of rows that the plan was made with, after the rows at their speeds; an item has the id of its first.
       labels: class of each row of the index.
       column: text column of the index to encode.
       texts: of each row of the index, to encode instead of a column.
@@ -73,11 +76,15 @@ def open_batches(
       ValueError: the plan was made from other lengths, its batches do not divide among the hosts, or frame labels or
         pitch are combined with a change of speed, or have frames of which those of the packed rows are no multiple.
     """
-    if plan.num_items != len(index) * len(speeds):
+    joins = joins or Joins(np.zeros(0, np.int64), np.zeros(0, np.int64))
+    if plan.num_items != len(index) * len(speeds) + len(joins.first):
+        pairs = f" and {len(joins.first)} pairs" if len(joins.first) else ""
         raise ValueError(
-            f"the plan has {plan.num_items} items, but {len(index)} rows at {len(speeds)} speeds make "
-            f"{len(index) * len(speeds)}; make it from with_speeds(index.num_samples, ..., speeds)"
+            f"the plan has {plan.num_items} items, but {len(index)} rows at {len(speeds)} speeds{pairs} make "
+            f"{len(index) * len(speeds) + len(joins.first)}; make it from with_speeds(index.num_samples, ..., speeds)"
         )
+    if len(joins.first) and (labels is not None or frame_labels is not None or pitch is not None):
+        raise ValueError("joined utterances have no class, units or pitch of their own: set data.joined to 0")
     packed = isinstance(plan, RowPlan)
     by_frame = {"frame_labels": frame_labels, "pitch": pitch}
     by_frame = {name: values for name, values in by_frame.items() if values is not None}
@@ -104,7 +111,7 @@ def open_batches(
     if texts is None and tokenizer is not None and not index.is_in_records(column):
         texts = index.column(column)
     assembler = _Assembler(
-        index, plan, spec, host, num_hosts, tuple(speeds), tokenizer, texts, noise, labels, by_frame, max_bad
+        index, plan, spec, host, num_hosts, tuple(speeds), joins, tokenizer, texts, noise, labels, by_frame, max_bad
     )
     return Batches(assembler, start_step, num_steps, parallel or min(os.cpu_count() or 1, 8), num_reads, prefetch)
 
@@ -187,6 +194,7 @@ class _Assembler:
     host: int
     num_hosts: int
     speeds: tuple[float, ...]
+    joins: Joins
     tokenizer: Tokenizer | None
     texts: Sequence[str] | pa.ChunkedArray | None  # None for those in the records
     noise: NoiseReader | None
@@ -207,13 +215,29 @@ class _Assembler:
           **steps: which steps to read and how far ahead, as for `ReadAhead`.
         """
         self._record_reads = ReadAhead(pool, self._reader.read, self._rows, **steps)
+        if len(self.joins.first):
+            self._second_reads = ReadAhead(pool, self._reader.read, self._second_rows, **steps)
         if self.noise is not None:
             self._noise_reads = ReadAhead(pool, self._read_noise, self._noise_rows, **steps)
 
-    def _rows(self, step: int) -> list[int | None]:
+    def _items(self, step: int) -> np.ndarray:
         planned = self.plan.batch(step)
-        items = planned.rows[planned.host_slice(self.host, self.num_hosts)]
-        return [None if item == FILLER else int(item) % len(self.index) for item in items.ravel()]
+        return planned.rows[planned.host_slice(self.host, self.num_hosts)].ravel()
+
+    def _rows(self, step: int) -> list[int | None]:
+        items = self._items(step)
+        rows = self._first_rows(items).tolist()
+        return [None if item == FILLER else row for item, row in zip(items.tolist(), rows, strict=True)]
+
+    def _first_rows(self, items: np.ndarray) -> np.ndarray:
+        """Returns the rows of items; of pairs their first."""
+        pair = items - len(self.index) * len(self.speeds)
+        rows = items % len(self.index)
+        return np.where(pair < 0, rows, self.joins.first[np.maximum(pair, 0)]) if len(self.joins.first) else rows
+
+    def _second_rows(self, step: int) -> list[int | None]:
+        pairs = self._items(step) - len(self.index) * len(self.speeds)
+        return [int(self.joins.second[pair]) if pair >= 0 else None for pair in pairs.tolist()]
 
     def _noise_rows(self, step: int) -> list[tuple[int, int, int]]:
         planned = self.plan.batch(step)
@@ -246,12 +270,14 @@ class _Assembler:
         for values in self.by_frame.values():
             sizes["frames"] = values.grid.num_frames(bucket.num_samples)
         batch = self.spec.empty(sizes)
-        batch["example_id"][:] = np.where(items == FILLER, -1, items % len(self.index))
+        batch["example_id"][:] = np.where(items == FILLER, -1, self._first_rows(items))
         if fields.START in self.spec:
             batch["audio_start"][:] = start
-        for place, read in zip(np.ndindex(items.shape), self._record_reads.take(step), strict=True):
+        reads = self._record_reads.take(step)
+        seconds = self._second_reads.take(step) if len(self.joins.first) else [None] * len(reads)
+        for place, read, second in zip(np.ndindex(items.shape), reads, seconds, strict=True):
             if read is not None:
-                self._fill(batch, place, int(items[place]), crop_at[place], int(start[place]), read)
+                self._fill(batch, place, int(items[place]), crop_at[place], int(start[place]), (read, second))
         if fields.TEXT_SEGMENT in self.spec:
             lengths = batch["weight"], batch["token_length"]
             batch["text_segment"] = fields.text_segment(*lengths, self.plan.added_tokens, bucket.num_text)
@@ -268,37 +294,41 @@ class _Assembler:
         item: int,
         crop_at: float,
         at: int,
-        record: Future[tuple[bytes, str]],
+        records: tuple[Future[tuple[bytes, str]], Future[tuple[bytes, str]] | None],
     ) -> None:
-        """Stores an item at (row,), or (row, utterance) of a packed row; its first sample is sample `at` of the row."""
-        speed_number, row = divmod(item, len(self.index))
-        try:
-            flac, text = record.result()
-            samples = decode_flac(flac)
-        except Exception as error:  # checksum and decoder errors: skip the record
-            self._skip(row, error)
+        """Stores an item at (row,), or (row, utterance) of a packed row; its first sample is sample `at` of the row.
+
+        Args:
+          records: of the item; of a pair both.
+        """
+        row = int(self._first_rows(np.array([item]))[0])
+        first = self._decoded(row, records[0])
+        if first is None:
             return
-        if len(samples) != self.index.num_samples[row]:
-            part, number = self.index.locate(row)
-            raise IndexMismatchError(
-                f"record {number} of {part} has {len(samples)} samples, but {part.index_path} says "
-                f"{self.index.num_samples[row]}: the index does not match its records; {part.remedy}"
-            )
-        samples = change_speed(samples, self.speeds[speed_number])
+        samples, text = first
+        if records[1] is None:
+            samples = change_speed(samples, self.speeds[item // len(self.index)])
+        else:
+            second_row = int(self.joins.second[item - len(self.index) * len(self.speeds)])
+            if (second := self._decoded(second_row, records[1])) is None:
+                return
+            samples = np.concatenate([samples, np.zeros(self.joins.pause, np.int16), second[0]])
         length = min(len(samples), batch["audio"].shape[1] - at)
         start = int(crop_at * (len(samples) - length + 1))
         for name, values in self.by_frame.items():
             grid = values.grid
-            first = start // grid.frame_samples
-            start = first * grid.frame_samples
-            of_frames = values.read(row, first, first + grid.num_frames(length))
+            first_frame = start // grid.frame_samples
+            start = first_frame * grid.frame_samples
+            of_frames = values.read(row, first_frame, first_frame + grid.num_frames(length))
             frame_at = at // grid.frame_samples
             batch[name][place[0], frame_at : frame_at + len(of_frames)] = of_frames
         batch["audio"][place[0], at : at + length] = samples[start : start + length]
         batch["audio_length"][place] = length
         batch["weight"][place] = 1
         if self.tokenizer is not None:
-            tokens = self.tokenizer.encode(text if self.texts is None else str(self.texts[row]))
+            tokens = self._tokens(row, text)
+            if records[1] is not None:
+                tokens = [*tokens, *self.joins.gap, *self._tokens(second_row, second[1])]
             if len(tokens) > batch["tokens"].shape[-1]:
                 part, number = self.index.locate(row)
                 raise IndexMismatchError(
@@ -307,6 +337,25 @@ class _Assembler:
                 )
             batch["tokens"][place][: len(tokens)] = tokens
             batch["token_length"][place] = len(tokens)
+
+    def _tokens(self, row: int, text: str) -> Sequence[int]:
+        return self.tokenizer.encode(text if self.texts is None else str(self.texts[row]))
+
+    def _decoded(self, row: int, record: Future[tuple[bytes, str]]) -> tuple[np.ndarray, str] | None:
+        """Returns samples and text of a record; None of one that cannot be read, which is skipped."""
+        try:
+            flac, text = record.result()
+            samples = decode_flac(flac)
+        except Exception as error:  # checksum and decoder errors: skip the record
+            self._skip(row, error)
+            return None
+        if len(samples) != self.index.num_samples[row]:
+            part, number = self.index.locate(row)
+            raise IndexMismatchError(
+                f"record {number} of {part} has {len(samples)} samples, but {part.index_path} says "
+                f"{self.index.num_samples[row]}: the index does not match its records; {part.remedy}"
+            )
+        return samples, text
 
     def _skip(self, row: int, error: Exception) -> None:
         part, number = self.index.locate(row)

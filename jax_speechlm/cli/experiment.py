@@ -9,6 +9,7 @@ from tyro.conf import AvoidSubcommands, FlagConversionOff, UseAppendAction, arg
 from jax_speechlm.cli.console import options
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.tree import at, replace
+from jax_speechlm.frontend.frontend import AnyMel
 from jax_speechlm.recipes import registry
 from jax_speechlm.recipes.experiment import Experiment, InitFrom
 
@@ -45,6 +46,8 @@ def bind_experiment(
 def choose_kinds(experiment: Experiment, argv: Sequence[str]) -> tuple[Experiment, list[str]]:
     """Applies the options that choose a kind: --objective.kind, --model.kind, --optimizer.schedule.kind, ...
 
+    --frontend.mel.variant chooses too, among the variants of all kinds of features.
+
     Settings that both kinds have are kept. Further settings that the new kind requires are read from their options.
 
     Returns:
@@ -56,6 +59,9 @@ def choose_kinds(experiment: Experiment, argv: Sequence[str]) -> tuple[Experimen
     given = {option.name: option.values for option in options(argv)}
     chosen = {name.removesuffix(".kind"): words for name, words in given.items() if name.endswith(".kind")}
     left = [word for option in options(argv) if not option.name.endswith(".kind") for word in option.words]
+    if words := given.get("frontend.mel.variant"):
+        experiment = _choose_features(experiment, words[-1], given.get("frontend.augment.freq_masks"))
+        left = [word for option in options(left) if option.name != "frontend.mel.variant" for word in option.words]
     values = experiment.model_dump()
     for path, words in chosen.items():
         *parents, last = names = path.split(".")
@@ -78,6 +84,27 @@ def choose_kinds(experiment: Experiment, argv: Sequence[str]) -> tuple[Experimen
                 part[name] = own if len(own) > 1 else own[0]
         values = replace(values, names, part)
     return (Experiment.model_validate(values) if chosen else experiment), left
+
+
+def _choose_features(experiment: Experiment, variant: str, freq_masks: list[str] | None) -> Experiment:
+    """Returns an experiment with features of a variant: with their own defaults, if they are of another kind.
+
+    Args:
+      freq_masks: values of the option, with which the features have to agree.
+    """
+    old = experiment.frontend.mel
+    names = {name: mel for mel in get_args(AnyMel) for name in get_args(mel.model_fields["variant"].annotation)}
+    if variant not in names:
+        raise ValueError(f"--frontend.mel.variant {variant}: choose one of {', '.join(names)}")
+    mel = {"variant": variant}
+    for name in names[variant].model_fields:
+        is_kept = name == "sample_rate" or isinstance(old, names[variant])
+        if name != "variant" and is_kept:
+            mel[name] = getattr(old, name)
+    values = replace(experiment.model_dump(), ["frontend", "mel"], mel)
+    if freq_masks:
+        values = replace(values, ["frontend", "augment", "freq_masks"], freq_masks[-1])
+    return Experiment.model_validate(values)
 
 
 def _classes(annotation: Any) -> list[type[Config]]:

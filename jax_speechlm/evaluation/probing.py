@@ -31,7 +31,7 @@ from jax_speechlm.evaluation import base, ctc_probe, wer
 from jax_speechlm.evaluation.batches import speech_batches
 from jax_speechlm.evaluation.minimal_pairs import wilson_interval
 from jax_speechlm.frontend.frontend import FrontEnd, features
-from jax_speechlm.frontend.logmel import log_mel
+from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.inference.embed import SpeechEncoder
 from jax_speechlm.inference.predictor import rows_by_id
 from jax_speechlm.nn.functional import Params
@@ -322,9 +322,10 @@ def fit_layers(features: Features, labels: np.ndarray, folds: Sequence[Fold]) ->
 
 
 def log_mel_statistics(batches: Iterable[Batch], num_rows: int, frontend: FrontEnd) -> Features:
-    """Computes `statistics` of log-mel features without normalisation or stacking."""
-    mel = frontend.mel.replace(normalize=False, stack=1)
-    return statistics(batches, num_rows, lambda batch: log_mel(batch["audio"], batch["audio_length"], mel))
+    """Computes `statistics` of log-mel features without normalisation or stacking, or of other features as they are."""
+    if isinstance(frontend.mel, LogMel):
+        frontend = FrontEnd(mel=frontend.mel.replace(normalize=False, stack=1))
+    return statistics(batches, num_rows, lambda batch: features(batch, frontend, None))
 
 
 def statistics(

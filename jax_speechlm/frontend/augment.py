@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int, Int16, Key, PRNGKeyArray
 from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.segments import Lengths, Segments
+from jax_speechlm.frontend.channel import by_telephone, in_rooms
 from jax_speechlm.nn.layers import split_keys
 
 Keys = Key[Array, "*utterances"]
@@ -32,7 +33,15 @@ class Augment(Config):
       mix_probability: probability that the next utterance of the batch is added as noise.
       noise_probability: probability that a segment of the noise set (`data.noise_set`) is added.
       snr_db: range of the signal-to-noise ratio in dB, for both kinds of noise.
+      babble_probability: probability that a babble of the next utterances of the batch is added, all equally loud.
+      babble_voices: number of these utterances.
       gain_db: greatest change of the level in dB, up or down.
+      room_probability: probability of an utterance to be in a room.
+      reverberation: range of the reverberation times of simulated rooms (0.25 s of their responses), in seconds.
+      rooms: folder of recorded room impulse responses, in the place of simulated ones.
+      telephone_probability: probability of the band of a telephone, and of the 8 bits of G.711's mu-law.
+      time_warp: greatest move of a point of the utterance by SpecAugment's time warp, as a share of its length.
+      frame_jitter: probability of a feature vector to be repeated, and to be dropped.
       crop_seconds: longer utterances are cropped to a random segment of this length, for objectives without
         transcripts; not in packed rows, whose layout it would change.
     """
@@ -44,7 +53,15 @@ class Augment(Config):
     mix_probability: Probability = 0.0
     noise_probability: Probability = 0.0
     snr_db: tuple[float, float] = (5.0, 30.0)
+    babble_probability: Probability = 0.0
+    babble_voices: pydantic.PositiveInt = 4
     gain_db: pydantic.NonNegativeFloat = 0.0
+    room_probability: Probability = 0.0
+    reverberation: tuple[pydantic.PositiveFloat, pydantic.PositiveFloat] = (0.1, 0.6)
+    rooms: str | None = None
+    telephone_probability: Probability = 0.0
+    time_warp: pydantic.confloat(ge=0, le=0.4) = 0.0
+    frame_jitter: pydantic.confloat(ge=0, lt=0.5) = 0.0
     crop_seconds: pydantic.PositiveFloat | None = None
 
 
@@ -61,7 +78,7 @@ def augment_audio(
     noise: Int16[Array, "batch samples"] | None = None,
     sample_rate: int = DEFAULT_SAMPLE_RATE,
 ) -> tuple[Float32[Array, "batch kept_samples"], Lengths]:
-    """Crops utterances, adds noise and changes the level, in this order.
+    """Crops utterances, puts them into rooms, adds noise, changes the level and sends them by telephone, in this order.
 
     All draws come from an utterance's own key. Only what is mixed in comes from elsewhere: the next row of the global
     batch, which depends on the plan's seed and step, not on the number of hosts.
@@ -86,10 +103,18 @@ def augment_audio(
                 "to False"
             )
         audio, segments = _crop(audio, segments, crop, round(config.crop_seconds * sample_rate))
+    # Later additions draw from keys of their own, so that runs without them draw as they always did.
+    room, babble, telephone = (_folded(keys.reshape(segments.length.shape), number) for number in (1, 2, 3))
+    if config.room_probability:
+        how = config.room_probability, config.reverberation, config.rooms
+        audio = in_rooms(audio, segments, room, *how, sample_rate)
     if config.mix_probability:
         ends = jnp.max(segments.start + segments.length, axis=1)
         other = jnp.roll(audio, -1, axis=0), jnp.roll(ends, -1)
         audio = _add_noise(audio, segments, *other, mix, config.mix_probability, config.snr_db)
+    if config.babble_probability:
+        voices = _babble(audio, segments, config.babble_voices), jnp.full(len(audio), audio.shape[1])
+        audio = _add_noise(audio, segments, *voices, babble, config.babble_probability, config.snr_db)
     if config.noise_probability:
         if noise is None:
             raise ValueError(
@@ -101,6 +126,8 @@ def augment_audio(
     if config.gain_db:
         decibels = _uniform(gain, -config.gain_db, config.gain_db)
         audio = audio * segments.spread(10 ** (decibels / 20), audio.shape[1])
+    if config.telephone_probability:
+        audio = by_telephone(audio, segments, _uniform(telephone) < config.telephone_probability, sample_rate)
     segments = Segments(segments.start, segments.length.astype(jnp.int32))
     return audio, segments if isinstance(lengths, Segments) else segments.length[:, 0]
 
@@ -153,6 +180,23 @@ def _per_utterance(draw: Callable[[PRNGKeyArray], Array], keys: Keys) -> Array:
 
 def _uniform(keys: Keys, low: float = 0.0, high: float = 1.0) -> Float[Array, "batch utterances"]:
     return _per_utterance(lambda key: jax.random.uniform(key, (), minval=low, maxval=high), keys)
+
+
+def _folded(keys: Keys, number: int) -> Keys:
+    return jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, number)))(keys)
+
+
+def _babble(audio: Float[Array, "batch samples"], segments: Segments, voices: int) -> Float[Array, "batch samples"]:
+    """Returns the sum of the next rows of the batch, each looped and as loud as the others; silent rows add nothing."""
+    num_samples = audio.shape[1]
+    ends = jnp.max(segments.start + segments.length, axis=1)
+    total = jnp.zeros(audio.shape)
+    for number in range(1, voices + 1):
+        other, end = jnp.roll(audio, -number, axis=0), jnp.roll(ends, -number)[:, None]
+        looped = jnp.take_along_axis(other, jnp.arange(num_samples) % jnp.maximum(end, 1), axis=1)
+        power = jnp.mean(jnp.square(looped), axis=1, keepdims=True)
+        total += 1000 * looped * jax.lax.rsqrt(jnp.maximum(power, 1))
+    return total
 
 
 def _crop(audio: Array, segments: Segments, keys: Keys, samples: int) -> tuple[Array, Segments]:

@@ -81,3 +81,49 @@ def butterworth(kind: str, hertz: float | tuple[float, float], sample_rate: int,
 
     sections = scipy.signal.butter(order, hertz, kind, fs=sample_rate, output="sos")
     return tuple(tuple(map(float, section)) for section in sections)
+
+
+def fir_filter(
+    audio: Float[Array, "batch samples"], responses: Float[Array, "batch taps"]
+) -> Float32[Array, "batch samples"]:
+    """Convolves every row with a response of its own, and cuts what comes after the row's last sample.
+
+    A partitioned convolution: spectra of blocks of samples and of parts of the response, by matrix products as in
+    `nn.stft`, are multiplied and added over the parts.
+    """
+    batch, num_samples = audio.shape
+    num_blocks, num_parts = -(-num_samples // _BLOCK), -(-responses.shape[1] // _BLOCK)
+    forward, backward = _dfts()
+    product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+
+    def blocks(x: Array, count: int) -> Array:
+        return jnp.pad(x, ((0, 0), (0, count * _BLOCK - x.shape[1]))).reshape(batch, count, _BLOCK)
+
+    own = blocks(audio.astype(jnp.float32), num_blocks)
+    before = jnp.pad(own, ((0, 0), (1, 0), (0, 0)))[:, :-1]
+    signal = product(jnp.concatenate([before, own], axis=-1), forward)
+    parts = product(blocks(responses.astype(jnp.float32), num_parts), forward[:_BLOCK])
+    signal = jnp.pad(signal, ((0, 0), (num_parts - 1, 0), (0, 0)))
+
+    def add(total: tuple[Array, Array], part: Array) -> tuple[tuple[Array, Array], None]:
+        earlier = jax.lax.dynamic_slice_in_dim(signal, num_parts - 1 - part, num_blocks, axis=1)
+        real, imaginary = jnp.split(earlier, 2, axis=-1)
+        own_part = jax.lax.dynamic_slice_in_dim(parts, part, 1, axis=1)
+        a, b = jnp.split(own_part, 2, axis=-1)
+        return (total[0] + real * a - imaginary * b, total[1] + real * b + imaginary * a), None
+
+    nothing = jnp.zeros((batch, num_blocks, _BLOCK + 1))
+    (real, imaginary), _ = jax.lax.scan(add, (nothing, nothing), jnp.arange(num_parts))
+    filtered = product(jnp.concatenate([real, imaginary], axis=-1), backward)
+    return filtered.reshape(batch, num_blocks * _BLOCK)[:, :num_samples]
+
+
+@functools.cache
+def _dfts() -> tuple[np.ndarray, np.ndarray]:
+    """Returns the DFT of two blocks, [samples, real and imaginary parts], and the second block of its inverse."""
+    size, frequency = 2 * _BLOCK, np.arange(_BLOCK + 1)
+    angle = 2 * np.pi * (np.outer(np.arange(size), frequency) % size) / size
+    forward = np.concatenate([np.cos(angle), -np.sin(angle)], axis=1)
+    twice = np.where((frequency == 0) | (frequency == _BLOCK), 1, 2) / size
+    backward = np.concatenate([np.cos(angle) * twice, -np.sin(angle) * twice], axis=1).T[:, _BLOCK:]
+    return forward.astype(np.float32), backward.astype(np.float32)

@@ -1,6 +1,6 @@
 """The front end: waveforms to mel features on device, with augmentation in training."""
 
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, TypeAlias, get_args
 
 import jax
 import pydantic
@@ -10,16 +10,21 @@ from jax_speechlm.core.batch import Batch, example_keys, lengths_of
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.segments import Lengths
 from jax_speechlm.frontend.augment import Augment, augment_audio, spec_augment
+from jax_speechlm.frontend.cepstra import Cepstra, cepstra
 from jax_speechlm.frontend.logmel import LogMel, log_mel
 from jax_speechlm.frontend.synthesis_mel import SynthesisMel, synthesis_mel
+from jax_speechlm.frontend.time_warp import warp_time
 from jax_speechlm.frontend.whisper_mel import WhisperMel, whisper_mel
 from jax_speechlm.parallel import sequence
 
-AnyMel: TypeAlias = LogMel | SynthesisMel | WhisperMel
-"""Settings of features: normalised, for models that recognise speech; for models that synthesise it; or Whisper's."""
+AnyMel: TypeAlias = LogMel | SynthesisMel | WhisperMel | Cepstra
+"""Settings of features: log-mel or cepstra, for models that recognise speech; for models that synthesise it; or
+Whisper's."""
 
 _TAGS = {
-    mel.model_fields["variant"].default: tag for mel, tag in ((SynthesisMel, "synthesis"), (WhisperMel, "whisper"))
+    variant: tag
+    for mel, tag in ((SynthesisMel, "synthesis"), (WhisperMel, "whisper"), (Cepstra, "cepstra"))
+    for variant in get_args(mel.model_fields["variant"].annotation)
 }
 
 
@@ -29,31 +34,38 @@ def _class_of(mel: Any) -> str:
     return _TAGS.get(variant, "log")
 
 
-_COMPUTE = {LogMel: log_mel, SynthesisMel: synthesis_mel, WhisperMel: whisper_mel}
+_COMPUTE = {LogMel: log_mel, SynthesisMel: synthesis_mel, WhisperMel: whisper_mel, Cepstra: cepstra}
 
 
 class FrontEnd(Config):
     """Settings of the front end.
 
     Attributes:
-      mel: log-mel features, mel spectrograms for synthesis (`variant` "speecht5"), or Whisper's (`variant` "whisper").
+      mel: log-mel features, mel spectrograms for synthesis (`variant` "speecht5"), Whisper's (`variant` "whisper"), or
+        cepstra (`variant` "mfcc", "lpc" or "lpcc").
       augment: augmentation in training; none by default. Spectrograms for synthesis are not masked.
     """
 
     mel: Annotated[
         Annotated[LogMel, pydantic.Tag("log")]
         | Annotated[SynthesisMel, pydantic.Tag("synthesis")]
-        | Annotated[WhisperMel, pydantic.Tag("whisper")],
+        | Annotated[WhisperMel, pydantic.Tag("whisper")]
+        | Annotated[Cepstra, pydantic.Tag("cepstra")],
         pydantic.Discriminator(_class_of),
     ] = LogMel()
     augment: Augment = Augment()
 
     @pydantic.model_validator(mode="after")
-    def _no_masks_for_synthesis(self):
+    def _masks_suit_the_features(self):
         if isinstance(self.mel, SynthesisMel) and (self.augment.time_masks or self.augment.freq_masks):
             raise ValueError(
                 "SpecAugment masks normalised features, and mel spectrograms for synthesis are not: set "
                 "frontend.augment.time_masks and freq_masks to 0"
+            )
+        if isinstance(self.mel, Cepstra) and self.augment.freq_masks:
+            raise ValueError(
+                f"frequency masks are bands of mel bins, of which {self.mel.variant} has none: set "
+                "frontend.augment.freq_masks to 0"
             )
         return self
 
@@ -86,4 +98,7 @@ def features(
     if key is None or isinstance(mel, SynthesisMel):
         return x_BxTxF, lengths
     keys = example_keys(spec_key, batch["example_id"])
+    if config.augment.time_warp or config.augment.frame_jitter:
+        warp_keys = example_keys(jax.random.fold_in(spec_key, 1), batch["example_id"])
+        x_BxTxF = warp_time(x_BxTxF, lengths, warp_keys, config.augment.time_warp, config.augment.frame_jitter)
     return spec_augment(x_BxTxF, lengths, keys, config.augment, mel.num_mel_bins), lengths

@@ -7,7 +7,7 @@ batch-sharded FFT onto every device (openxla/xla#24).
 
 import functools
 import math
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,9 @@ _LOG_UNIT = {"kaldi": 0.0, "librosa": 30 * math.log(2), "nemo": 30 * math.log(2)
 # First value of the running mean: about the mean of all bins over the train split of asterisk-en.
 START = {"kaldi": 16.0, "librosa": 12.0, "nemo": 11.0}
 PRE_EMPHASIS = 0.97
+
+Taper: TypeAlias = Literal["hann", "hamming", "povey", "blackman"]
+"""Window functions."""
 
 # With a loud low tone, float32 rounding would change the power of quiet bins by a tenth. Two measures prevent that.
 # Samples enter as differences, which are small where speech is loud (the matrix accumulates them again). And the matrix
@@ -53,6 +56,7 @@ class LogMel(Config):
       normalize: whether mel bins are normalised to zero mean and unit variance over the utterance; "running" subtracts
         from each bin its mean over the windows so far, weighted exponentially with a time constant of 3 s. Streaming
         needs "running" or False.
+      taper: window function of the variant "kaldi"; None is the variant's own, Povey's, or a Hann window of the others.
     """
 
     OLD_NAMES: ClassVar[dict[str, str]] = {"flavour": "variant"}
@@ -62,6 +66,13 @@ class LogMel(Config):
     num_mel_bins: pydantic.PositiveInt = 80
     stack: pydantic.PositiveInt = 2
     normalize: bool | Literal["running"] = True
+    taper: Taper | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _has_a_taper(self):
+        if self.taper is not None and self.variant != "kaldi":
+            raise ValueError(f"taper ({self.taper}) is a setting of the variant kaldi: set it to None, or the variant")
+        return self
 
     @pydantic.field_validator("sample_rate")
     @classmethod
@@ -137,7 +148,7 @@ def log_mel(
     audio = jnp.where(segments.mask(audio.shape[1]), audio.astype(jnp.float32), 0)
     if config.variant == "nemo":
         audio = let_decay(jnp.pad(audio, ((0, 0), (0, config.hop))), segments, config)
-    features = log_power(_padded(audio, config), num_windows, config)
+    features = log_power(pad_ends(audio, config), num_windows, config)
     if config.normalize is True:
         features = normalize(features, windows, config.variant)
     else:
@@ -173,7 +184,7 @@ def samples_before(config: LogMel) -> int:
     return {"kaldi": 0, "librosa": config.window // 2, "nemo": config.window // 2 + 1}[config.variant]
 
 
-def _padded(audio: Float[Array, "batch samples"], config: LogMel) -> Float[Array, "batch more_samples"]:
+def pad_ends(audio: Float[Array, "batch samples"], config: LogMel) -> Float[Array, "batch more_samples"]:
     """Returns rows with the zeros that windows read before the first sample, and more than enough after the last."""
     # Padding by the largest amount needed and cutting the excess keeps sizes symbolic (`jax.export`).
     return jnp.pad(audio, ((0, 0), (samples_before(config), -(-span(config) // config.hop) * config.hop)))
@@ -188,20 +199,24 @@ def log_power(
       padded: samples, of which each hop begins a window.
       num_windows: windows to compute; of the last, `span` samples are there.
     """
-    dft, filters = _matrices(config.variant, config.num_mel_bins, config.sample_rate)
+    dft, filters = _matrices(config.variant, config.num_mel_bins, config.sample_rate, config.taper)
     # Samples and spectra need more bits than bfloat16 products, the default of accelerators, keep.
     product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
-    frames = _frames(padded, num_windows, config)
+    frames = windows_of(padded, num_windows, config)
     coarse, fine = jnp.split(product(jnp.diff(frames, prepend=0), dft), 2, axis=-1)
     real, imaginary = jnp.split(coarse + fine, 2, axis=-1)
     power = product(jnp.square(real) + jnp.square(imaginary), filters)
     return jnp.log(jnp.maximum(power, _FLOOR[config.variant]) + _GUARD[config.variant])
 
 
-def _frames(
+def windows_of(
     padded: Float[Array, "batch samples"], num_windows: int, config: LogMel
 ) -> Float[Array, "batch windows span"]:
-    """Returns overlapping windows, concatenated from slices of whole hops, which is faster than a gather."""
+    """Returns overlapping windows, concatenated from slices of whole hops, which is faster than a gather.
+
+    Args:
+      padded: rows as of `pad_ends`.
+    """
     hop, hops = config.hop, -(-span(config) // config.hop)
     padded = padded[:, : (num_windows + hops - 1) * hop]
     blocks = padded.reshape(padded.shape[0], num_windows + hops - 1, hop)
@@ -257,7 +272,9 @@ def normalize(
 
 
 @functools.cache
-def _matrices(variant: str, num_mel_bins: int, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
+def _matrices(
+    variant: str, num_mel_bins: int, sample_rate: int, taper: Taper | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns the DFT matrix [span, 2 x frequencies] and the mel filters [frequencies, bins] of used frequencies."""
     size = sample_rate // 40
     n, span = np.arange(size), _span(variant, size)
@@ -266,8 +283,7 @@ def _matrices(variant: str, num_mel_bins: int, sample_rate: int) -> tuple[np.nda
         remove_mean = np.eye(size) - 1 / size
         pre_emphasis = np.eye(size) - PRE_EMPHASIS * np.eye(size, k=-1)
         pre_emphasis[0, 0] -= PRE_EMPHASIS  # the first sample is its own predecessor
-        window = np.sin(np.pi * n / (size - 1)) ** 1.7  # Povey's: a Hann window to the power 0.85
-        linear = window[:, None] * (pre_emphasis @ remove_mean)
+        linear = tapers(taper or "povey", size)[:, None] * (pre_emphasis @ remove_mean)
     elif variant == "nemo":
         pre_emphasis = np.eye(size, span, k=1) - PRE_EMPHASIS * np.eye(size, span)
         linear = np.sin(np.pi * n / (size - 1))[:, None] ** 2 * pre_emphasis  # Hann, symmetric
@@ -279,6 +295,18 @@ def _matrices(variant: str, num_mel_bins: int, sample_rate: int) -> tuple[np.nda
     dft = np.concatenate([np.cos(angle), np.sin(angle)]) @ linear
     dft = dft @ np.tril(np.ones((span, span)))  # a sample is the sum of all differences up to it
     return coarse_and_fine(dft.T, _COARSE_BITS[variant]), filters[used].astype(np.float32)
+
+
+def tapers(name: Taper, size: int) -> np.ndarray:
+    """Returns a symmetric window function, float64 [size]."""
+    turn = 2 * np.pi * np.arange(size) / (size - 1)
+    hann = 0.5 - 0.5 * np.cos(turn)
+    return {
+        "hann": hann,
+        "hamming": 0.54 - 0.46 * np.cos(turn),
+        "povey": hann**0.85,
+        "blackman": 0.42 - 0.5 * np.cos(turn) + 0.08 * np.cos(2 * turn),
+    }[name]
 
 
 def coarse_and_fine(dft: np.ndarray, bits: int) -> np.ndarray:

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Int, Int16, Int32
 
 from jax_speechlm.core.batch import frame_mask
+from jax_speechlm.core.segments import Segments
 from jax_speechlm.frontend.logmel import LogMel, log_mel, normalize
 
 COEFFICIENTS = 13
@@ -32,9 +33,9 @@ def mfcc(
     """
     windows_BxTxF, length_B = log_mel(audio, audio_length, config.replace(stack=1, normalize=False))
     highest = jax.lax.Precision.HIGHEST
-    cepstra = jnp.matmul(windows_BxTxF, _dct(config.num_mel_bins), precision=highest)
-    slopes = _slopes(cepstra, length_B)
-    x = jnp.concatenate([cepstra, slopes, _slopes(slopes, length_B)], axis=-1)
+    cepstra = jnp.matmul(windows_BxTxF, dct(config.num_mel_bins, COEFFICIENTS), precision=highest)
+    first = slopes(cepstra, Segments.of(length_B))
+    x = jnp.concatenate([cepstra, first, slopes(first, Segments.of(length_B))], axis=-1)
     if config.normalize:
         x = normalize(x, length_B)
     frames, num_frames = length_B // config.stack, x.shape[1] // config.stack
@@ -42,14 +43,16 @@ def mfcc(
     return jnp.where(frame_mask(frames, num_frames)[..., None], x, 0), frames
 
 
-def _slopes(
-    x_BxTxF: Float[Array, "batch windows features"], length_B: Int[Array, " batch"]
+def slopes(
+    x_BxTxF: Float[Array, "batch windows features"], segments: Segments
 ) -> Float[Array, "batch windows features"]:
-    """Returns the slope of the line fitted to a window and its neighbours; the ends are repeated."""
+    """Returns the slope of the line fitted to a window and its neighbours; the ends of utterances are repeated."""
     num_windows = x_BxTxF.shape[1]
+    first_BxT = segments.spread(segments.start, num_windows)
+    last_BxT = segments.spread(segments.start + jnp.maximum(segments.length - 1, 0), num_windows)
 
     def shifted(by: int) -> Array:
-        index = jnp.clip(jnp.arange(num_windows) + by, 0, jnp.maximum(length_B - 1, 0)[:, None])
+        index = jnp.clip(jnp.arange(num_windows) + by, first_BxT, last_BxT)
         return jnp.take_along_axis(x_BxTxF, index[..., None], axis=1)
 
     reach = range(1, _REACH + 1)
@@ -57,8 +60,8 @@ def _slopes(
 
 
 @functools.cache
-def _dct(num_mel_bins: int) -> np.ndarray:
+def dct(num_mel_bins: int, coefficients: int) -> np.ndarray:
     """Returns the orthonormal DCT-II, float32 [bins, coefficients]."""
-    bins, order = np.arange(num_mel_bins)[:, None], np.arange(COEFFICIENTS)
+    bins, order = np.arange(num_mel_bins)[:, None], np.arange(coefficients)
     scale = np.where(order == 0, np.sqrt(1 / num_mel_bins), np.sqrt(2 / num_mel_bins))
     return (scale * np.cos(np.pi * (bins + 0.5) * order / num_mel_bins)).astype(np.float32)

@@ -207,6 +207,15 @@ def check_no_crop(frontend: FrontEnd, what: str) -> None:
         )
 
 
+def check_keeps_time(frontend: FrontEnd, what: str) -> None:
+    """Raises ValueError if augmentation moves feature vectors in time, away from what refers to them."""
+    if frontend.augment.time_warp or frontend.augment.frame_jitter:
+        raise ValueError(
+            f"frontend.augment.time_warp and frame_jitter would move feature vectors away from their {what}: set both "
+            "to 0"
+        )
+
+
 def frame_grid(model: Config, mel: AnyMel) -> str:
     """Describes a speech encoder's frames; equal descriptions imply equal frame counts for the same audio."""
     distance = mel.frame_samples * model.subsampling

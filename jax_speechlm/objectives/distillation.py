@@ -35,7 +35,16 @@ from jax_speechlm.nn.vocabulary_loss import CHUNK_LOGITS
 from jax_speechlm.objectives.asr import ctc
 from jax_speechlm.objectives.asr.ctc import CTC
 from jax_speechlm.objectives.asr.ctc_loss import is_feasible
-from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, Runs, frame_grid, mean, row_keys
+from jax_speechlm.objectives.base import (
+    Metrics,
+    Objective,
+    ObjectiveConfig,
+    Runs,
+    check_keeps_time,
+    frame_grid,
+    mean,
+    row_keys,
+)
 from jax_speechlm.objectives.lm import causal_lm
 from jax_speechlm.objectives.lm.causal_lm import CausalLM
 from jax_speechlm.parallel import sequence
@@ -136,6 +145,7 @@ class Distillation(ObjectiveConfig):
         and distance are summed over frames and divided by the number of tokens, like its own loss. Metrics: `loss`, its
         parts `own`, `divergence` (temperature^2 * KL, nats) and `distance`, and the student's other metrics.
         """
+        check_keeps_time(frontend, "teachers' frames, which are of speech without augmentation")
         own = self.student.build(model, frontend, tokenizer)
         built = [self._build(teacher, model, frontend, tokenizer) for teacher in self.teachers]
 

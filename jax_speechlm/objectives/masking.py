@@ -13,7 +13,7 @@ from jax_speechlm.frontend.augment import Augment, in_spans
 from jax_speechlm.frontend.frontend import FrontEnd, features
 from jax_speechlm.models.conformer import Conformer, ConformerConfig, draw_chunk
 from jax_speechlm.nn.attention.relative import Chunk
-from jax_speechlm.objectives.base import ObjectiveConfig
+from jax_speechlm.objectives.base import ObjectiveConfig, check_keeps_time
 from jax_speechlm.parallel.mesh import shard_batch_and_time
 
 PROBE_STRIDE = 16
@@ -64,6 +64,7 @@ def draw_views(
     batch: Batch, key: PRNGKeyArray | None, frontend: FrontEnd, encoder: ConformerConfig, span: int, ratio: float
 ) -> Views:
     """Draws the views and masks of a batch. In evaluation (no key) an utterance's mask is always the same."""
+    check_keeps_time(frontend, "targets, which are made of features without augmentation")
     batch = by_utterance(batch)
     if key is None:
         x_BxTxF, segments = clean_BxTxF, _ = features(batch, frontend, None)

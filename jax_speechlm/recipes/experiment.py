@@ -62,6 +62,8 @@ class Speech(Config):
         and not for packed rows.
       shortest_first_epochs: epochs in order of length, before shuffling begins.
       speeds: factors of speed perturbation; one is drawn for each utterance and epoch.
+      joined: pairs of utterances, as a share of the utterances, that are played one after the other as one more
+        utterance, with both transcripts; pairs over `max_seconds` are left out. Every epoch has the same.
       noise_set: the prepared set that `frontend.augment` mixes in as noise: its "train" split, or "name:split".
       units: folder of the k-means whose units HuBERT predicts, or a voice speaks; `jax-speechlm units label` labels the
         sets with them.
@@ -87,6 +89,7 @@ class Speech(Config):
     max_crop: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.0
     shortest_first_epochs: pydantic.NonNegativeInt = 0
     speeds: tuple[float, ...] = (1.0,)
+    joined: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.0
     noise_set: str | None = None
     units: str | None = None
 

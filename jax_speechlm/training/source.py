@@ -12,6 +12,7 @@ from jaxtyping import Int
 from data_pipelines.audio.speed import with_speeds
 from data_pipelines.batching import packing, unit_documents
 from data_pipelines.batching import plan as plans
+from data_pipelines.batching.joins import Joins, draw_joins
 from data_pipelines.batching.mixture import MixturePlan, make_mixture_plan
 from data_pipelines.batching.noise import NoiseReader
 from data_pipelines.batching.rows import make_row_plan
@@ -86,7 +87,7 @@ def plan_speech(
     tokens: Int[np.ndarray, " items"] | None,
     tokenizer: Tokenizer | None = None,
 ) -> plans.SpeechPlan:
-    """Plans the training batches of an experiment for utterances of these lengths, with speed perturbation.
+    """Plans the training batches of an experiment for utterances of these lengths, with speed perturbation and pairs.
 
     Args:
       tokenizer: the transcripts', if there are `tokens`.
@@ -96,6 +97,9 @@ def plan_speech(
     """
     data = experiment.data
     lengths = with_speeds(num_samples, tokens, data.speeds)
+    if (joins := joins_of(experiment, num_samples, tokens, tokenizer)) is not None:
+        pairs = zip(lengths, joins.lengths(num_samples, tokens), strict=True)
+        lengths = tuple(None if each is None else np.concatenate([each, more]) for each, more in pairs)
     limits = {"min_seconds": data.min_seconds, "max_seconds": data.max_seconds}
     shared = limits | {"seed": experiment.seed, "shortest_first_epochs": data.shortest_first_epochs}
     shared |= _shapes(experiment)
@@ -110,6 +114,22 @@ def plan_speech(
     rows |= {"added_tokens": experiment.objective.added_tokens(tokenizer)}
     shared |= {"frame_samples": experiment.slot_samples}
     return make_row_plan(*lengths, gap_samples=experiment.gap_samples, **rows, **shared)
+
+
+def joins_of(
+    experiment: Experiment,
+    num_samples: Int[np.ndarray, " items"],
+    tokens: Int[np.ndarray, " items"] | None,
+    tokenizer: Tokenizer | None,
+) -> Joins | None:
+    """Returns the pairs of utterances that an experiment joins, or None; arguments as of `plan_speech`."""
+    data = experiment.data
+    if not data.joined:
+        return None
+    if experiment.objective.reads_units:
+        raise ValueError("units are read one utterance at a time: set data.joined to 0")
+    limits = {"longest": data.max_seconds, "sample_rate": experiment.sample_rate, "seed": experiment.seed}
+    return draw_joins(num_samples, tokens, tokenizer, share=data.joined, **limits)
 
 
 def _shapes(experiment: Experiment) -> dict[str, Any]:
@@ -151,6 +171,7 @@ class SpeechSource(_PlannedSource):
       text_column: column of the indexes with the transcripts.
       pitch: of the frames of `train` and of `dev`; None if the task does not use it.
       unit_texts: units of the rows of `train` and of `dev` that are their texts; None if a column is.
+      joins: pairs of rows of `train` that are further utterances.
     """
 
     train: indexes.Index
@@ -165,6 +186,7 @@ class SpeechSource(_PlannedSource):
     text_column: str = "text"
     pitch: tuple[FramePitch | None, FramePitch | None] = (None, None)
     unit_texts: tuple[UnitTexts | None, UnitTexts | None] = (None, None)
+    joins: Joins | None = None
 
     def fingerprints(self) -> dict[str, str | None]:
         labels = self.frame_labels[0] if self.frame_labels[0] is not None else self.pitch[0]
@@ -193,7 +215,8 @@ class SpeechSource(_PlannedSource):
                 return texts.token_lengths()
             return indexes.token_lengths(index, tokenizer, column) if tokenizer else None
 
-        plan, dev_plan = plan_speech(experiment, train.num_samples, lengths(train, unit_texts[0]), tokenizer), None
+        of_train = train.num_samples, lengths(train, unit_texts[0]), tokenizer
+        plan, dev_plan = plan_speech(experiment, *of_train), None
         labels = _read(experiment, "label", train, dev)
         if labels[1] is not None and (labels[1] < 0).all():
             log.warning("nothing validates: of the dev split's speakers none is of the training data")
@@ -203,10 +226,11 @@ class SpeechSource(_PlannedSource):
             dev_plan = plans.make_eval_plan(dev.num_samples, lengths(dev, unit_texts[1]), **shapes)
         frame_labels = _read(experiment, "frame_labels", train, dev)
         known = labels, frame_labels, column, _read(experiment, "pitch", train, dev), unit_texts
-        return cls(train, dev, plan, dev_plan, tokenizer, data.speeds, _noise(experiment), *known)
+        joins = joins_of(experiment, *of_train)
+        return cls(train, dev, plan, dev_plan, tokenizer, data.speeds, _noise(experiment), *known, joins)
 
     def _open(self, split: int, index: indexes.Index, plan: plans.SpeechPlan, **options: int) -> Batches:
-        augmentation = {"speeds": self.speeds, "noise": self.noise} if split == 0 else {}
+        augmentation = {"speeds": self.speeds, "joins": self.joins, "noise": self.noise} if split == 0 else {}
         return open_batches(
             index,
             plan,

@@ -4,6 +4,8 @@ import pytest
 import tyro
 
 from jax_speechlm.cli.experiment import ExperimentOptions, bind_experiment, choose_kinds
+from jax_speechlm.frontend.cepstra import Cepstra
+from jax_speechlm.frontend.whisper_mel import WhisperMel
 from jax_speechlm.recipes import registry
 from jax_speechlm.recipes.experiment import Experiment
 
@@ -36,9 +38,20 @@ def test_what_the_new_kind_requires_is_read_from_its_own_option():
     assert (experiment.data.label, experiment.num_steps) == ("language", 7)
 
 
+def test_features_of_another_kind_are_chosen_by_their_variant():
+    plain = registry.load("demo/finetune").frontend
+    no_bands = ("--frontend.augment.freq-masks", "0")
+    mel = parse("--frontend.mel.variant", "lpcc", "--frontend.mel.order", "10", *no_bands).frontend.mel
+    assert mel == Cepstra(variant="lpcc", order=10)
+    kept = parse("--frontend.mel.variant=librosa").frontend
+    assert kept == plain.replace(mel=plain.mel.replace(variant="librosa"))
+    assert parse("--frontend.mel.variant", "whisper").frontend.mel == WhisperMel()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--frontend.mel.variant", "mel"], "choose one of kaldi, librosa, nemo, speecht5, whisper, mfcc, lpc, lpcc"),
         (["--objective.kind", "ctx"], "--objective.kind ctx: choose one of aed, best_rq, "),
         (["--data.nothing.kind", "x"], "Speech has no setting 'nothing'"),
         (["--nothing.here.kind", "x"], "nothing is no single part of an experiment"),

@@ -40,7 +40,7 @@ def expected(signal, method, reduction):
     floor = 10 ** (-reduction / 20)
     gains = np.zeros_like(power)
     if method == "subtraction":
-        decibels = 10 * np.log10(power.sum(0) / noise.sum(0)).clip(-5, 20)
+        decibels = (10 * np.log10(power.sum(0) / noise.sum(0))).clip(-5, 20)
         left = np.maximum(power - (4 - 0.15 * decibels) * noise, floor**2 * noise)
         gains = np.minimum(np.sqrt(left / power), 1)
     else:
@@ -58,8 +58,9 @@ def test_equals_a_loop_in_numpy(method):
     signal = sum(noisy_speech())
     config = CleanUp(method=method, most_reduction=15, high_pass=0)
     cleaned = run(signal[None], np.array([SAMPLES]), config=config)[0]
-    # float32 of samples up to 2^15: 2^-8 at worst, and gains of windows whose power is the noise's are steep
-    np.testing.assert_allclose(cleaned, expected(signal, method, 15), atol=0.25)
+    # Where the power is the multiple of the noise, the gain of subtraction is the root of what float32 leaves of their
+    # difference, 1e-3, of amplitudes of noise up to 500.
+    np.testing.assert_allclose(cleaned, expected(signal, method, 15), atol=0.5)
 
 
 @pytest.mark.parametrize("method", METHODS)

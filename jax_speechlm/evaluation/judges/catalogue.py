@@ -13,7 +13,8 @@ from jax_speechlm.evaluation.judges.process import JudgeError
 JudgeName = Literal["whisper", "pocketsphinx", "dnsmos", "resemblyzer"]
 RECOGNIZERS: tuple[JudgeName, ...] = ("whisper", "pocketsphinx")
 
-_WORKER = Path(__file__).with_name("worker.py")
+WORKER = Path(__file__).with_name("worker.py")
+"""Program of a judge's process."""
 
 
 class JudgeSettings(Config):
@@ -42,4 +43,4 @@ class JudgeSettings(Config):
             if not (self.whisper / "model.bin").is_file():
                 raise JudgeError(f"{self.whisper} has no model.bin: --whisper names a folder in CTranslate2's form")
             settings = {"model": str(self.whisper.absolute())}
-        return [str(self.judge_python or sys.executable), str(_WORKER), judge, json.dumps(settings)]
+        return [str(self.judge_python or sys.executable), str(WORKER), judge, json.dumps(settings)]

@@ -78,14 +78,18 @@ class JudgeProcess:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def judge(self, audio: Path) -> dict[str, Any]:
+    def judge(self, audio: Path, reference: Path | None = None) -> dict[str, Any]:
         """Returns the answer about a WAV file: `text`, `scores`, `vector`, or the `error` of this recording.
+
+        Args:
+          reference: the WAV file that it is compared with, by a judge that compares.
 
         Raises:
           JudgeError: the judge ended, took too long, or broke the protocol; it answers no more.
         """
         number, self._requests = self._requests, self._requests + 1
-        request = json.dumps({"id": number, "audio": str(audio)}).encode() + b"\n"
+        files = {"audio": str(audio)} | ({} if reference is None else {"reference": str(reference)})
+        request = json.dumps({"id": number, **files}).encode() + b"\n"
         try:
             self._process.stdin.write(request)
             self._process.stdin.flush()

@@ -2,8 +2,9 @@
 
 It needs numpy and the judge's own packages, and nothing of this project, so that another interpreter may run it. Lines
 of JSON go both ways: first `{"ready": {PACKAGE: VERSION}}` or `{"missing": REASON}`, then for each request
-`{"id": 7, "audio": PATH}` one answer `{"id": 7, ...}` with the judge's `text`, `scores` or `vector`, or `error`. The
-audio is a WAV file with one channel of 16-bit samples at 16 kHz. The process ends with its standard input.
+`{"id": 7, "audio": PATH}`, with a "reference" for judges that compare, one answer `{"id": 7, ...}` with the judge's
+`text`, `scores` or `vector`, or `error`. The audio is a WAV file with one channel of 16-bit samples at 16 kHz. The
+process ends with its standard input.
 """
 
 import importlib.metadata
@@ -88,12 +89,26 @@ def resemblyzer() -> Callable[[np.ndarray], Answer]:
     return judge
 
 
-JUDGES = {each.__name__: each for each in (whisper, pocketsphinx, dnsmos, resemblyzer)}
+def comparison() -> Callable[[np.ndarray, np.ndarray], Answer]:
+    """Opens wide-band PESQ (ITU-T P.862.2) and STOI (Taal et al. 2011), which compare speech with its original."""
+    from pesq import pesq
+    from pystoi import stoi
+
+    def judge(samples: np.ndarray, reference: np.ndarray) -> Answer:
+        clean, changed = _as_float(reference), _as_float(samples)
+        scores = {"pesq": pesq(SAMPLE_RATE, clean, changed, "wb"), "stoi": stoi(clean, changed, SAMPLE_RATE)}
+        return {"scores": {name: float(score) for name, score in scores.items()}}
+
+    return judge
+
+
+JUDGES = {each.__name__: each for each in (whisper, pocketsphinx, dnsmos, resemblyzer, comparison)}
 PACKAGES = {
     "whisper": "faster-whisper",
     "pocketsphinx": "pocketsphinx",
     "dnsmos": "speechmos",
     "resemblyzer": "Resemblyzer",
+    "comparison": "pesq",
 }
 
 
@@ -128,7 +143,7 @@ def main(name: str, settings: str) -> None:
     for line in sys.stdin:
         request = json.loads(line)
         try:
-            answer = judge(_read(request["audio"]))
+            answer = judge(*(_read(request[name]) for name in ("audio", "reference") if name in request))
         except Exception as error:  # of one recording: the next may do
             answer = {"error": f"{type(error).__name__}: {error}"}
         send({"id": request["id"], **answer})

@@ -9,6 +9,7 @@ its batch to an even number of frames, and so may give one vector more (`Ending`
 from typing import Any, Literal
 
 from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
+from jax_speechlm.frontend.cepstra import Cepstra
 from jax_speechlm.frontend.frontend import AnyMel
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.interop.folders import ExportError
@@ -23,10 +24,11 @@ outputs of the model do not depend on it, but the speech recognition pipeline de
 """
 
 
-def front_end_to_hugging_face(mel: LogMel) -> dict[str, Any]:
+def front_end_to_hugging_face(mel: LogMel | Cepstra) -> dict[str, Any]:
     """Returns the settings of a `preprocessor_config.json`; an `ExportError` names a setting that it does not have."""
     stands = {
         f"frontend.mel.variant={mel.variant!r}": mel.variant != "kaldi",
+        f"frontend.mel.taper={mel.taper!r}": mel.taper not in (None, "povey"),
         f"frontend.mel.normalize={mel.normalize}": mel.normalize is not True,
         # The extractor's mask takes every second frame of `stride`: of one there is none.
         f"frontend.mel.stack={mel.stack}": mel.stack < 2,

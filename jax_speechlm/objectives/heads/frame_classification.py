@@ -22,6 +22,7 @@ from jax_speechlm.objectives.base import (
     Objective,
     ObjectiveConfig,
     check_features,
+    check_keeps_time,
     check_no_crop,
     on_params,
     speech_flops,
@@ -61,6 +62,7 @@ class FrameClassification(ObjectiveConfig):
         """
         check_features(model, frontend.mel)
         check_no_crop(frontend, "words")
+        check_keeps_time(frontend, "labels")
         if frontend.augment.mix_probability:
             raise ValueError(
                 "frontend.augment.mix_probability would add speech where the labels say silence: set it to 0, and "
