@@ -40,6 +40,8 @@ class Augment(Config):
       reverberation: range of the reverberation times of simulated rooms (0.25 s of their responses), in seconds.
       rooms: folder of recorded room impulse responses, in the place of simulated ones.
       telephone_probability: probability of the band of a telephone, and of the 8 bits of G.711's mu-law.
+      vocal_tract: greatest change of the frequencies of a voice, as a share (VTLP; Jaitly and Hinton 2013): one of five
+        warps of the mel filters, whose features are all computed.
       time_warp: greatest move of a point of the utterance by SpecAugment's time warp, as a share of its length.
       frame_jitter: probability of a feature vector to be repeated, and to be dropped.
       crop_seconds: longer utterances are cropped to a random segment of this length, for objectives without
@@ -60,6 +62,7 @@ class Augment(Config):
     reverberation: tuple[pydantic.PositiveFloat, pydantic.PositiveFloat] = (0.1, 0.6)
     rooms: str | None = None
     telephone_probability: Probability = 0.0
+    vocal_tract: pydantic.confloat(ge=0, le=0.3) = 0.0
     time_warp: pydantic.confloat(ge=0, le=0.4) = 0.0
     frame_jitter: pydantic.confloat(ge=0, lt=0.5) = 0.0
     crop_seconds: pydantic.PositiveFloat | None = None

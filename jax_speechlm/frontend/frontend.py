@@ -3,13 +3,15 @@
 from typing import Annotated, Any, TypeAlias, get_args
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pydantic
 from jaxtyping import Array, Float32, PRNGKeyArray
 
 from jax_speechlm.core.batch import Batch, example_keys, lengths_of
 from jax_speechlm.core.config import Config
-from jax_speechlm.core.segments import Lengths
-from jax_speechlm.frontend.augment import Augment, augment_audio, spec_augment
+from jax_speechlm.core.segments import Lengths, Segments
+from jax_speechlm.frontend.augment import Augment, Keys, augment_audio, spec_augment
 from jax_speechlm.frontend.cepstra import Cepstra, cepstra
 from jax_speechlm.frontend.logmel import LogMel, log_mel
 from jax_speechlm.frontend.synthesis_mel import SynthesisMel, synthesis_mel
@@ -34,6 +36,8 @@ def _class_of(mel: Any) -> str:
     return _TAGS.get(variant, "log")
 
 
+_VOICES = 5  # warps that `augment.vocal_tract` chooses among
+
 _COMPUTE = {LogMel: log_mel, SynthesisMel: synthesis_mel, WhisperMel: whisper_mel, Cepstra: cepstra}
 
 
@@ -57,10 +61,17 @@ class FrontEnd(Config):
 
     @pydantic.model_validator(mode="after")
     def _masks_suit_the_features(self):
-        if isinstance(self.mel, SynthesisMel) and (self.augment.time_masks or self.augment.freq_masks):
+        augment = self.augment
+        moves = augment.time_masks or augment.freq_masks or augment.time_warp or augment.frame_jitter
+        if isinstance(self.mel, SynthesisMel) and moves:
             raise ValueError(
-                "SpecAugment masks normalised features, and mel spectrograms for synthesis are not: set "
-                "frontend.augment.time_masks and freq_masks to 0"
+                "SpecAugment masks and moves normalised features, and mel spectrograms for synthesis are not: set "
+                "frontend.augment.time_masks, freq_masks, time_warp and frame_jitter to 0"
+            )
+        if self.augment.vocal_tract and (not isinstance(self.mel, LogMel) or self.mel.variant != "kaldi"):
+            raise ValueError(
+                f"frontend.augment.vocal_tract warps the mel filters of the variant kaldi, not {self.mel.variant}: set "
+                "it to 0"
             )
         if isinstance(self.mel, Cepstra) and self.augment.freq_masks:
             raise ValueError(
@@ -93,7 +104,11 @@ def features(
         wave_key, spec_key = jax.random.split(key)
         keys = example_keys(wave_key, batch["example_id"])
         audio, lengths = augment_audio(audio, lengths, keys, config.augment, batch.get("noise"), mel.sample_rate)
-    x_BxTxF, lengths = _COMPUTE[type(mel)](audio, lengths, mel)
+    if key is not None and config.augment.vocal_tract:
+        warp_keys = example_keys(jax.random.fold_in(wave_key, 1), batch["example_id"])
+        x_BxTxF, lengths = _of_other_voices(audio, lengths, warp_keys, mel, config.augment.vocal_tract)
+    else:
+        x_BxTxF, lengths = _COMPUTE[type(mel)](audio, lengths, mel)
     x_BxTxF = sequence.pad_time(x_BxTxF)
     if key is None or isinstance(mel, SynthesisMel):
         return x_BxTxF, lengths
@@ -102,3 +117,18 @@ def features(
         warp_keys = example_keys(jax.random.fold_in(spec_key, 1), batch["example_id"])
         x_BxTxF = warp_time(x_BxTxF, lengths, warp_keys, config.augment.time_warp, config.augment.frame_jitter)
     return spec_augment(x_BxTxF, lengths, keys, config.augment, mel.num_mel_bins), lengths
+
+
+def _of_other_voices(
+    audio: Float32[Array, "batch samples"], lengths: Lengths, keys: Keys, mel: LogMel, most: float
+) -> tuple[Float32[Array, "batch time features"], Lengths]:
+    """Computes log-mel features with one of five warps for each utterance."""
+    segments = Segments.of(lengths)
+    draw = jax.vmap(jax.vmap(lambda key: jax.random.randint(key, (), 0, _VOICES)))
+    chosen_BxN = draw(keys.reshape(segments.length.shape))
+    total = 0.0
+    for number, factor in enumerate(np.linspace(1 - most, 1 + most, _VOICES)):
+        x_BxTxF, vectors = log_mel(audio, lengths, mel.replace(warp=mel.warp * float(factor)))
+        is_chosen = Segments.of(vectors).spread(chosen_BxN == number, x_BxTxF.shape[1])
+        total = total + jnp.where(is_chosen[..., None], x_BxTxF, 0)
+    return total, vectors

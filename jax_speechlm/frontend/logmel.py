@@ -7,7 +7,7 @@ batch-sharded FFT onto every device (openxla/xla#24).
 
 import functools
 import math
-from typing import ClassVar, Literal, TypeAlias
+from typing import Annotated, ClassVar, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ _LOG_UNIT = {"kaldi": 0.0, "librosa": 30 * math.log(2), "nemo": 30 * math.log(2)
 # First value of the running mean: about the mean of all bins over the train split of asterisk-en.
 START = {"kaldi": 16.0, "librosa": 12.0, "nemo": 11.0}
 PRE_EMPHASIS = 0.97
+_LOWEST = 20.0  # Hz, the lower edge of Kaldi's lowest bin
 
 Taper: TypeAlias = Literal["hann", "hamming", "povey", "blackman"]
 """Window functions."""
@@ -57,6 +58,8 @@ class LogMel(Config):
         from each bin its mean over the windows so far, weighted exponentially with a time constant of 3 s. Streaming
         needs "running" or False.
       taper: window function of the variant "kaldi"; None is the variant's own, Povey's, or a Hann window of the others.
+      warp: of the frequencies of the variant "kaldi" (VTLN), a speaker's over the average: features of a voice with
+        formants at 1.1 times the usual frequencies are usual with 1.1.
     """
 
     OLD_NAMES: ClassVar[dict[str, str]] = {"flavour": "variant"}
@@ -67,11 +70,15 @@ class LogMel(Config):
     stack: pydantic.PositiveInt = 2
     normalize: bool | Literal["running"] = True
     taper: Taper | None = None
+    warp: Annotated[float, pydantic.Field(ge=0.7, le=1.4)] = 1.0
 
     @pydantic.model_validator(mode="after")
-    def _has_a_taper(self):
-        if self.taper is not None and self.variant != "kaldi":
-            raise ValueError(f"taper ({self.taper}) is a setting of the variant kaldi: set it to None, or the variant")
+    def _is_kaldis(self):
+        if (self.taper is not None or self.warp != 1) and self.variant != "kaldi":
+            raise ValueError(
+                f"taper ({self.taper}) and warp ({self.warp:g}) are settings of the variant kaldi: set them to None "
+                "and 1, or the variant"
+            )
         return self
 
     @pydantic.field_validator("sample_rate")
@@ -172,11 +179,7 @@ def let_decay(
 
 def span(config: LogMel) -> int:
     """Returns the samples that a window's features depend on."""
-    return _span(config.variant, config.window)
-
-
-def _span(variant: str, window: int) -> int:
-    return window + (variant == "nemo")
+    return config.window + (config.variant == "nemo")
 
 
 def samples_before(config: LogMel) -> int:
@@ -199,7 +202,7 @@ def log_power(
       padded: samples, of which each hop begins a window.
       num_windows: windows to compute; of the last, `span` samples are there.
     """
-    dft, filters = _matrices(config.variant, config.num_mel_bins, config.sample_rate, config.taper)
+    dft, filters = _matrices(config)
     # Samples and spectra need more bits than bfloat16 products, the default of accelerators, keep.
     product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
     frames = windows_of(padded, num_windows, config)
@@ -271,29 +274,27 @@ def normalize(
     return centred * segments.spread(scale, num_windows)
 
 
-@functools.cache
-def _matrices(
-    variant: str, num_mel_bins: int, sample_rate: int, taper: Taper | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+@functools.lru_cache(maxsize=64)
+def _matrices(config: LogMel) -> tuple[np.ndarray, np.ndarray]:
     """Returns the DFT matrix [span, 2 x frequencies] and the mel filters [frequencies, bins] of used frequencies."""
-    size = sample_rate // 40
-    n, span = np.arange(size), _span(variant, size)
+    variant, size, sample_rate = config.variant, config.window, config.sample_rate
+    n, samples = np.arange(size), span(config)
     fft = size if variant == "librosa" else 2 ** math.ceil(math.log2(size))
     if variant == "kaldi":
         remove_mean = np.eye(size) - 1 / size
         pre_emphasis = np.eye(size) - PRE_EMPHASIS * np.eye(size, k=-1)
         pre_emphasis[0, 0] -= PRE_EMPHASIS  # the first sample is its own predecessor
-        linear = tapers(taper or "povey", size)[:, None] * (pre_emphasis @ remove_mean)
+        linear = tapers(config.taper or "povey", size)[:, None] * (pre_emphasis @ remove_mean)
     elif variant == "nemo":
-        pre_emphasis = np.eye(size, span, k=1) - PRE_EMPHASIS * np.eye(size, span)
+        pre_emphasis = np.eye(size, samples, k=1) - PRE_EMPHASIS * np.eye(size, samples)
         linear = np.sin(np.pi * n / (size - 1))[:, None] ** 2 * pre_emphasis  # Hann, symmetric
     else:
         linear = np.diag(np.sin(np.pi * n / size) ** 2)  # Hann, periodic
-    filters = _mel_filters(variant, num_mel_bins, np.arange(fft // 2 + 1) * sample_rate / fft, sample_rate)
+    filters = _mel_filters(config, np.arange(fft // 2 + 1) * sample_rate / fft)
     used = np.flatnonzero(filters.any(axis=1))
     angle = 2 * np.pi * np.outer(used, n) / fft
     dft = np.concatenate([np.cos(angle), np.sin(angle)]) @ linear
-    dft = dft @ np.tril(np.ones((span, span)))  # a sample is the sum of all differences up to it
+    dft = dft @ np.tril(np.ones((samples, samples)))  # a sample is the sum of all differences up to it
     return coarse_and_fine(dft.T, _COARSE_BITS[variant]), filters[used].astype(np.float32)
 
 
@@ -320,19 +321,34 @@ def coarse_and_fine(dft: np.ndarray, bits: int) -> np.ndarray:
     return np.concatenate([coarse, dft - coarse], axis=1).astype(np.float32)
 
 
-def _mel_filters(variant: str, num_mel_bins: int, hertz: np.ndarray, sample_rate: int) -> np.ndarray:
+def _mel_filters(config: LogMel, hertz: np.ndarray) -> np.ndarray:
     """Returns triangular filters [frequencies, bins], edges equally spaced in mel, up to half the rate.
 
     Kaldi: from 20 Hz; mel = 1127 ln(1 + f / 700), triangles linear in mel, of height 1. Librosa: from 0 Hz; Slaney's
     mel (linear to 1 kHz, then logarithmic), triangles linear in hertz, of area 1.
     """
-    if variant != "kaldi":
-        return mel_filters(num_mel_bins, hertz, 0.0, sample_rate / 2)
+    if config.variant != "kaldi":
+        return mel_filters(config.num_mel_bins, hertz, 0.0, config.sample_rate / 2)
 
     def mel(hertz: np.ndarray | int | float) -> np.ndarray | float:
         return 1127 * np.log1p(np.asarray(hertz) / 700)
 
-    return _triangles(np.linspace(mel(20), mel(sample_rate / 2), num_mel_bins + 2), mel(hertz))
+    edges = np.linspace(mel(_LOWEST), mel(config.sample_rate / 2), config.num_mel_bins + 2)
+    if config.warp != 1:
+        edges = mel(warped_hertz(700 * np.expm1(edges / 1127), config.warp, config.sample_rate))
+    return _triangles(edges, mel(hertz))
+
+
+def warped_hertz(hertz: np.ndarray, warp: float, sample_rate: int) -> np.ndarray:
+    """Returns the frequencies in a voice that correspond to these in the average voice: `warp` times as high.
+
+    Towards the lowest and the highest frequency, which stay, the map has other slopes (as in Kaldi's `VtlnWarpFreq`,
+    for which a factor is the inverse).
+    """
+    highest = sample_rate / 2
+    low, high = 100 * max(1.0, 1 / warp), (highest - 500) * min(1.0, 1 / warp)
+    known = [_LOWEST, low, high, highest]
+    return np.interp(hertz, known, [_LOWEST, low * warp, high * warp, highest])
 
 
 def mel_filters(num_mel_bins: int, hertz: np.ndarray, low_hertz: float, high_hertz: float) -> np.ndarray:

@@ -45,7 +45,9 @@ def room_response(
 ) -> Float[Array, " taps"]:
     """Computes the response of a shoebox room by the image method (Allen and Berkley 1979).
 
-    All walls reflect the same share, by Eyring's formula for the reverberation time. Delays are rounded to samples.
+    All walls reflect the same share, by Eyring's formula for the reverberation time, with the opposite sign: impulses
+    of one sign would add up to a slow wave that decays later than the sound (Lehmann and Johansson 2008). Delays are
+    rounded to samples.
 
     Args:
       size: of the room, in metres; at least 3 x 3 x 2.5.
@@ -72,7 +74,8 @@ def room_response(
         return (parts[0][:, None, None] + parts[1][:, None] + parts[2]).reshape(-1)
 
     distance = jnp.maximum(jnp.sqrt(over_images(squares)), direct)
-    amplitude = direct / distance * jnp.exp(log_reflected * over_images(reflections))
+    walls = over_images(reflections)
+    amplitude = direct / distance * jnp.exp(log_reflected * walls) * jnp.where(walls % 2, -1, 1)
     delay = jnp.round((distance - direct) * sample_rate / _SOUND).astype(jnp.int32)
     return jnp.zeros(taps).at[delay].add(amplitude, mode="drop")
 

@@ -29,6 +29,7 @@ from jax_speechlm.inference.text_embed import TextEmbedder
 from jax_speechlm.inference.transcript import Transcript
 from jax_speechlm.objectives.heads.pooling import Pooling
 from jax_speechlm.tasks import TASKS, resolve, with_ability
+from jax_speechlm.tasks.base import Task
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.runs import task_of_run
 
@@ -270,7 +271,15 @@ def open_transcriber(
     """
     task = task_of_run(path)
     transcribes = "transcribe" in task.abilities
+    _check_warps(task, decoding)
     return (resolve(task.predictor) if transcribes else Recognizer).load(path, decoding, ensemble)
+
+
+def _check_warps(task: Task, decoding: Decoding) -> None:
+    if decoding.warps and (task.predictor is None or resolve(task.predictor) is not Recognizer):
+        raise ValueError(
+            f"warps are for runs that were trained by ctc, and this one was by {task.name}: leave them out"
+        )
 
 
 def load(path: str | os.PathLike, decoding: Decoding = Decoding()) -> TrainedModel:  # noqa: B008  frozen
@@ -292,6 +301,7 @@ def load(path: str | os.PathLike, decoding: Decoding = Decoding()) -> TrainedMod
         raise CheckpointError(
             f"{checkpoint}: was trained by {task.name}, for which there is no predictor; there is one for {able}"
         )
+    _check_warps(task, decoding)
     options = [decoding] if "transcribe" in task.abilities else []
     return TrainedModel(checkpoint, task.name, resolve(task.predictor).load(checkpoint, *options))
 

@@ -54,7 +54,7 @@ def images(size, source, microphone, seconds, taps):
             distance = np.linalg.norm(place - microphone)
             delay = round((distance - direct) * RATE / 343)
             if delay < taps:
-                response[delay] += direct / distance * np.exp(0.5 * log_kept * walls)
+                response[delay] += (-1.0) ** walls * direct / distance * np.exp(0.5 * log_kept * walls)
     return response
 
 
@@ -70,7 +70,7 @@ def test_rooms_are_those_of_a_loop_over_images():
     assert np.sqrt(np.mean(difference**2)) < 0.02 * np.sqrt(np.mean(np.convolve(wanted, smooth, "valid") ** 2))
     # Sound decays by 60 dB in 0.3 s: by 20 dB in 0.1 s, within what a shoebox differs from Eyring's diffuse field.
     power = np.add.reduceat(response**2, np.arange(0, len(response), RATE // 20))
-    assert 12 < 10 * np.log10(power[1] / power[3]) < 30
+    assert 14 < 10 * np.log10(power[1] / power[3]) < 26
 
 
 @pytest.mark.parametrize("name", CHANNELS)
@@ -104,7 +104,7 @@ def test_rooms_keep_the_power_and_telephones_the_band():
     assert levels[2] < -6
     assert np.abs(np.asarray(for_phone[1] - tones[1])[inside]).max() < 0.05 * 4000  # in time, to a step
     in_room, _ = augment(AUDIO, LENGTHS, KEYS, config=CHANNELS["room"], sample_rate=RATE)
-    np.testing.assert_allclose(np.std(in_room[0]), np.std(AUDIO[0]), rtol=1e-3)
+    np.testing.assert_allclose(np.mean(np.square(in_room[0])), np.mean(AUDIO[0].astype(float) ** 2), rtol=1e-3)
     assert np.corrcoef(in_room[0], AUDIO[0])[0, 1] > 0.1  # the direct sound is where it was
 
 
@@ -147,7 +147,7 @@ class TestTime:
             assert (np.diff(places) >= -1e-4).all()
             np.testing.assert_allclose(places[[0, -1]], [0, length - 1], atol=1e-4)
             assert not warped[row, length:].any()
-        assert np.abs(warped[0] - np.arange(40)).max() > 0.5
+        assert np.abs(warped[0] - np.arange(40)).max() > 0.1
         if kind == "jitter":
             np.testing.assert_array_equal(warped, np.round(warped))  # whole frames
         else:
@@ -187,12 +187,11 @@ class TestTime:
 
 @pytest.mark.parametrize("name", CHANNELS)
 def test_bad_input(name):
-    """Silence, one sample, and a row that is not finite, which changes no other."""
-    audio = np.zeros((4, 1000), np.float32)
-    audio[1, 0], audio[2], audio[3] = 50, np.nan, 3e4
-    keys = jax.random.split(jax.random.key(0), 4)
-    changed = np.asarray(
-        augment(audio, np.array([1000, 1, 1000, 1000]), keys, config=CHANNELS[name], sample_rate=RATE)[0]
-    )
-    assert not changed[0].any()
-    assert np.isfinite(changed[[1, 3]]).all()
+    """Silence, one sample, no samples, and a full-scale constant."""
+    audio = np.zeros((4, 1000), np.int16)
+    audio[1, 0], audio[3] = 50, 32_767
+    keys, lengths = jax.random.split(jax.random.key(0), 4), np.array([1000, 1, 0, 1000])
+    changed = np.asarray(augment(audio, lengths, keys, config=CHANNELS[name], sample_rate=RATE)[0])
+    assert np.isfinite(changed).all()
+    assert not changed[[0, 2]].any()
+    assert not changed[1, 1:].any()

@@ -181,7 +181,7 @@ class TestFrontEnd:
             change = np.asarray(louder - plain)[row, :frames]
             np.testing.assert_allclose(change, change[0, 0], atol=1e-4)
             assert 0.01 < np.abs(change[0, 0]) < 1
-        with pytest.raises(ValueError, match="SpecAugment masks normalised features"):
+        with pytest.raises(ValueError, match="SpecAugment masks and moves normalised features"):
             FrontEnd(mel=CONFIG, augment=SPEC_AUGMENT)
 
     def test_speech_encoders_refuse_it(self):

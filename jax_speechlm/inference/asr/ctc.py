@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_speechlm.core.batch import Batch
+from jax_speechlm.core.batch import Batch, frame_mask
 from jax_speechlm.core.errors import CheckpointError
 from jax_speechlm.decoding.ctc.alignment import Span, Word, force_align, words_of
 from jax_speechlm.decoding.ctc.greedy import StreamingBestPath, best_path, collapse
 from jax_speechlm.decoding.ctc.posteriors import Frames, path_spans, utterances
 from jax_speechlm.decoding.ensemble import mean_probability
 from jax_speechlm.decoding.lm.ngram import SPACE
+from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.inference.asr.base import Transcriber, Transcription, separator_of
 from jax_speechlm.inference.asr.decoder import Decoder, Decoding, Posteriors
 from jax_speechlm.inference.asr.hypothesis import Endpointing
@@ -45,6 +46,7 @@ class Recognizer(Transcriber):
 
     members: tuple[LoadedRun, ...]
     decoder: Decoder | None = None
+    warps: tuple[float, ...] = ()
 
     @classmethod
     def load(
@@ -62,7 +64,9 @@ class Recognizer(Transcriber):
         first, *others = members = tuple(_read(member) for member in (path, *ensemble))
         for other in others:
             _check_fits(first, other)
-        return cls(members, None if decoding.is_greedy else Decoder(decoding, first.tokenizer))
+        for member in members if decoding.warps else ():
+            _check_warps(member)
+        return cls(members, None if decoding.is_greedy else Decoder(decoding, first.tokenizer), decoding.warps)
 
     @property
     def run(self) -> LoadedRun:
@@ -75,12 +79,20 @@ class Recognizer(Transcriber):
 
     @functools.cached_property
     def _posteriors(self) -> Callable[[tuple[Params, ...], Batch], tuple[jax.Array, jax.Array]]:
-        logits = [_objective(member).logits for member in self.members]
+        every = [[_objective(member, warp).logits for member in self.members] for warp in self.warps or (None,)]
 
-        def posteriors(params: tuple[Params, ...], batch: Batch) -> tuple[jax.Array, jax.Array]:
+        def of_warp(logits: list, params: tuple[Params, ...], batch: Batch) -> tuple[jax.Array, jax.Array]:
             outputs = [compute(own, batch) for compute, own in zip(logits, params, strict=True)]
             log_probs = [jax.nn.log_softmax(logits_BxTxV.astype(jnp.float32)) for logits_BxTxV, _ in outputs]
             return mean_probability(log_probs), outputs[0][1]
+
+        def posteriors(params: tuple[Params, ...], batch: Batch) -> tuple[jax.Array, jax.Array]:
+            best_BxTxV, length_B = of_warp(every[0], params, batch)
+            for logits in every[1:]:
+                log_probs_BxTxV, _ = of_warp(logits, params, batch)
+                is_better_B = _path_score(log_probs_BxTxV, length_B) > _path_score(best_BxTxV, length_B)
+                best_BxTxV = jnp.where(is_better_B[:, None, None], log_probs_BxTxV, best_BxTxV)
+            return best_BxTxV, length_B
 
         return jax.jit(posteriors)
 
@@ -94,7 +106,7 @@ class Recognizer(Transcriber):
 
     @property
     def decoding_description(self) -> str:
-        method = "greedy" if self.decoder is None else str(self.decoder.decoding)
+        method = str(Decoding(warps=self.warps) if self.decoder is None else self.decoder.decoding)
         names = ", ".join(str(member.checkpoint) for member in self.members)
         return method if len(self.members) == 1 else f"{method}, ensemble of {names}"
 
@@ -141,7 +153,7 @@ class Recognizer(Transcriber):
           CheckpointError: the run was not trained to stream.
           ValueError: it was not trained on such chunks, or the decoding is not greedy search with one model.
         """
-        if self.decoder is not None or len(self.members) > 1:
+        if self.decoder is not None or len(self.members) > 1 or self.warps:
             raise ValueError(
                 f"streams are decoded by greedy search with one model, not by {self.decoding_description}: leave out "
                 "the settings of decoding and --ensemble"
@@ -221,8 +233,27 @@ class Recognizer(Transcriber):
         return self.experiment.frame_samples / self.experiment.sample_rate
 
 
-def _objective(run: LoadedRun) -> Objective:
-    return run.experiment.objective.build(run.experiment.model, run.experiment.frontend, run.tokenizer)
+def _objective(run: LoadedRun, warp: float | None = None) -> Objective:
+    frontend = run.experiment.frontend
+    if warp is not None:
+        frontend = frontend.replace(mel=frontend.mel.replace(warp=warp))
+    return run.experiment.objective.build(run.experiment.model, frontend, run.tokenizer)
+
+
+def _path_score(log_probs_BxTxV: jax.Array, length_B: jax.Array) -> jax.Array:
+    """Returns the log-probability of each row's best path."""
+    best_BxT = log_probs_BxTxV.max(-1)
+    return jnp.sum(best_BxT, axis=1, where=frame_mask(length_B, best_BxT.shape[1]))
+
+
+def _check_warps(run: LoadedRun) -> None:
+    """Raises `CheckpointError` if a run's features have no warps of frequency."""
+    mel = run.experiment.frontend.mel
+    if not isinstance(mel, LogMel) or mel.variant != "kaldi":
+        raise CheckpointError(
+            f"{run.checkpoint}: its features ({mel.variant}) have no warps of frequency, which are of the variant "
+            "kaldi: leave out --warps"
+        )
 
 
 def _read(path: str | os.PathLike) -> LoadedRun:

@@ -46,6 +46,8 @@ class Decoding(Config):
       rescore_alpha: weight of rescore.
       rescore_beta: bonus per word.
       beam_size: prefixes that the search keeps.
+      warps: factors of frequency, of which each utterance gets the one whose best path is likeliest (VTLN): 0.9 0.95 1
+        1.05 1.1. Of runs that were trained by ctc on the features of Kaldi.
       timestamps: whether a Whisper predicts times in its texts, at which segments then begin and end. Runs that were
         trained by ctc have the times of words without it.
     """
@@ -60,6 +62,7 @@ class Decoding(Config):
     rescore_alpha: pydantic.FiniteFloat | None = None
     rescore_beta: pydantic.FiniteFloat | None = None
     beam_size: Annotated[int, pydantic.Field(ge=1)] = 16
+    warps: tuple[Annotated[float, pydantic.Field(ge=0.7, le=1.4)], ...] = ()
     timestamps: bool = False
 
     @property
@@ -70,9 +73,15 @@ class Decoding(Config):
     def name(self) -> str:
         """A short name for folders: "greedy", or "beam" and the names of the files that it uses."""
         if self.is_greedy:
-            return "greedy"
+            return "greedy" + "-warped" * bool(self.warps)
         helped = [path.stem for path in (self.lm, *self.lm_ensemble, self.boost) if path]
-        return "+".join(["beam", *helped, *([f"ranked-by-{self.rescore.stem}"] if self.rescore else [])])
+        return "+".join(
+            [
+                "beam" + "-warped" * bool(self.warps),
+                *helped,
+                *([f"ranked-by-{self.rescore.stem}"] if self.rescore else []),
+            ]
+        )
 
     @property
     def untuned(self) -> tuple[str, ...]:
@@ -85,9 +94,10 @@ class Decoding(Config):
         return self.replace(**{name: _UNTUNED[name] for name in self.untuned})
 
     def __str__(self) -> str:
+        warped = [f"one of the warps {', '.join(f'{warp:g}' for warp in self.warps)}"] * bool(self.warps)
         if self.is_greedy:
-            return "greedy"
-        parts = [f"prefix beam {self.beam_size}"]
+            return " + ".join(["greedy", *warped])
+        parts = [f"prefix beam {self.beam_size}", *warped]
         if self.lm:
             models = " and ".join(map(str, (self.lm, *self.lm_ensemble)))
             parts.append(f"{models} (alpha {self.alpha:g}, beta {self.beta:g})")

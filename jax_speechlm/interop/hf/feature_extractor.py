@@ -29,6 +29,7 @@ def front_end_to_hugging_face(mel: LogMel | Cepstra) -> dict[str, Any]:
     stands = {
         f"frontend.mel.variant={mel.variant!r}": mel.variant != "kaldi",
         f"frontend.mel.taper={mel.taper!r}": mel.taper not in (None, "povey"),
+        f"frontend.mel.warp={getattr(mel, 'warp', 1)}": getattr(mel, "warp", 1) != 1,
         f"frontend.mel.normalize={mel.normalize}": mel.normalize is not True,
         # The extractor's mask takes every second frame of `stride`: of one there is none.
         f"frontend.mel.stack={mel.stack}": mel.stack < 2,

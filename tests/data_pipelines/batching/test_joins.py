@@ -53,7 +53,8 @@ def test_pairs_are_of_different_rows_with_transcripts_and_fit(index):
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_batches_have_every_item_with_its_samples_and_tokens(index, packed):
-    plan, joins = planned(index, *([make_row_plan] if packed else [make_plan]), **({"gap_samples": 200} * packed))
+    make, options = (make_row_plan, {"gap_samples": 200}) if packed else (make_plan, {})
+    plan, joins = planned(index, make, **options)
     seen = []
     options = {"speeds": SPEEDS, "joins": joins}
     for batch in open_batches(index, plan, TOKENIZER, num_steps=plan.steps_per_epoch, **options):
@@ -95,7 +96,7 @@ def test_resume_and_hosts_change_nothing(index):
 
 def test_what_has_no_pairs_is_refused(index):
     plan, joins = planned(index, make_plan)
-    with pytest.raises(ValueError, match="set data.joined to 0"):
+    with pytest.raises(ValueError, match=r"set data\.joined to 0"):
         open_batches(index, plan, TOKENIZER, speeds=SPEEDS, joins=joins, labels=np.zeros(45, int))
     with pytest.raises(ValueError, match="2 speeds make 90"):
         open_batches(index, plan, TOKENIZER, speeds=SPEEDS)
