@@ -212,3 +212,12 @@ def test_no_judge_is_imported_with_the_package():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_judges_that_compare_get_the_reference(tmp_path):
+    (tmp_path / "pystoi.py").write_text("def stoi(clean, changed, rate): return float(clean.sum() - changed.sum())")
+    source = "def pesq(rate, clean, changed, mode): return len(clean) + len(changed) / 100"
+    clean, changed = write_wav(tmp_path / "a.wav", np.full(50, 2**14)), write_wav(tmp_path / "b.wav", np.zeros(50))
+    with run_worker("comparison", "pesq", source, tmp_path) as judge:
+        assert judge.judge(changed, clean) == {"scores": {"pesq": 50.5, "stoi": 25.0}}
+        assert "reference" in judge.judge(changed)["error"]

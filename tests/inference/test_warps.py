@@ -23,13 +23,13 @@ def batch(rows: int = 3) -> dict[str, np.ndarray]:
 
 def test_utterances_get_their_likeliest_warp():
     run = tiny_run("ctc")
-    found = Recognizer((run,), None, WARPS).posteriors([batch()])
+    found = Recognizer((run,), None, WARPS).posteriors(iter([batch()]))
     every = []
     for warp in WARPS:
         experiment = run.experiment
         frontend = experiment.frontend.replace(mel=experiment.frontend.mel.replace(warp=warp))
         alone = dataclasses.replace(run, experiment=experiment.replace(frontend=frontend))
-        every.append(Recognizer((alone,)).posteriors([batch()]))
+        every.append(Recognizer((alone,)).posteriors(iter([batch()])))
     best = []
     for row in range(3):
         scores = [posteriors[row].max(-1).sum() for posteriors in every]

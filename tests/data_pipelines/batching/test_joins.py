@@ -75,9 +75,10 @@ def test_batches_have_every_item_with_its_samples_and_tokens(index, packed):
             else:
                 assert text == CLIPS[row][1]
                 assert any(np.array_equal(samples, change_speed(CLIPS[row][0], speed)) for speed in SPEEDS)
-    wanted = [(row, clip[1]) for row, clip in enumerate(CLIPS)] * 2
+    wanted = [(row, clip[1]) for row, clip in enumerate(CLIPS) if clip[1]] * 2  # plans drop empty transcripts
     wanted += [(int(a), f"{CLIPS[a][1]} {CLIPS[b][1]}") for a, b in zip(joins.first, joins.second, strict=True)]
-    assert sorted(seen) == sorted(wanted)
+    assert set(seen) == set(wanted)
+    assert packed or sorted(seen) == sorted(wanted)  # packed rows of an epoch's end are filled with others
 
 
 def test_resume_and_hosts_change_nothing(index):
