@@ -10,7 +10,7 @@ import functools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -111,6 +111,22 @@ class IdMap:
         return np.pad(self.theirs, (0, size - len(self.theirs)), constant_values=_NO_ID)
 
 
+class Pair(NamedTuple):
+    """Two texts as one row.
+
+    Attributes:
+      ids: local ids, special tokens included.
+      types: of each token, 0 or 1: by BERT's convention 1 is the second text with its end.
+      offsets: of each token, the characters from and to (excluded) of its own text.
+      second: the range of the second text's tokens.
+    """
+
+    ids: list[int]
+    types: list[int]
+    offsets: list[tuple[int, int]]
+    second: tuple[int, int]
+
+
 class HuggingFaceTokenizer:
     """A tokenizer of Hugging Face, from its `tokenizer.json`.
 
@@ -195,6 +211,32 @@ class HuggingFaceTokenizer:
             return [self.encode(text) for text in texts]  # so that the error names the text
         ids = [self.places.ours[np.array(encoding.ids, np.int64)] for encoding in encodings]
         return [row[(row > 0) & (row < self.vocab_size)].tolist() for row in ids]
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Encodes a text; returns the ids, and of each the characters from and to (excluded) that it stands for."""
+        self._growth.check(text)
+        with _errors_named("read", text):
+            encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        ids = self.places.ours[np.array(encoding.ids, np.int64)]
+        known = np.flatnonzero((ids > 0) & (ids < self.vocab_size))
+        return ids[known].tolist(), [encoding.offsets[index] for index in known]
+
+    def encode_pair(self, first: str, second: str) -> Pair:
+        """Encodes two texts as one row, with the special tokens that the tokenizer puts around and between them.
+
+        Raises:
+          DataError: it puts a special token into the second text, or cannot read them.
+        """
+        for text in (first, second):
+            self._growth.check(text)
+        with _errors_named("read", first):
+            encoding = self._tokenizer.encode(first, second)
+        inside = [index for index, part in enumerate(encoding.sequence_ids) if part == 1]
+        begin, end = (inside[0], inside[-1] + 1) if inside else (len(encoding.ids), len(encoding.ids))
+        if inside != list(range(begin, end)) or max(encoding.type_ids, default=0) > 1:
+            raise DataError(f"the post_processor of the model's {_FILE} has another form for two texts than is known")
+        ids = self.places.ours[np.array(encoding.ids, np.int64)].tolist()
+        return Pair(ids, encoding.type_ids, encoding.offsets, (begin, end))
 
     def decode(self, ids: Iterable[int]) -> str:
         imported = self.places.theirs[np.array([id_ for id_ in ids if id_], np.int64)]

@@ -1,4 +1,4 @@
-"""Commands whose function depends on the task of a run: eval, align, embed, generate, score-pairs."""
+"""Commands whose function depends on the task of a run: eval, align, embed, classify, answer, generate, score-pairs."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,10 +10,18 @@ from jax_speechlm.evaluation.by_task import evaluator
 from jax_speechlm.tasks import TASKS, Task, resolve
 from jax_speechlm.training.runs import task_of_run
 
-_SHOWN = {"eval": "ctc", "align": "ctc", "embed": "ctc", "generate": "causal_lm", "score-pairs": "causal_lm"}
+_SHOWN = {
+    **dict.fromkeys(("eval", "align", "embed"), "ctc"),
+    **dict.fromkeys(("generate", "score-pairs"), "causal_lm"),
+    "classify": "classification",
+    "answer": "question_answering",
+}
 """Task whose options --help shows if no run is given."""
 
-_USUAL = {"embed": "jax_speechlm.inference.embed:embed_files"}
+_USUAL = {
+    "embed": "jax_speechlm.inference.embed:embed_files",
+    "classify": "jax_speechlm.inference.classify:classify",
+}
 """Functions of commands for tasks that declare none of their own."""
 
 

@@ -151,9 +151,16 @@ COMMANDS = {
         parses=True,
     ),
     "classify": Command(
-        "jax_speechlm.inference.classify:classify",
-        "classify audio files or texts",
+        "jax_speechlm.cli.by_task:run",
+        "classify audio files or texts, or find entities in texts",
         "jax-speechlm classify runs/digits *.wav    |    jax-speechlm classify runs/sources 'In the beginning'",
+        parses=True,
+    ),
+    "answer": Command(
+        "jax_speechlm.cli.by_task:run",
+        "find the answer to a question in text files",
+        "jax-speechlm answer runs/squad 'Who wrote it?' book.txt",
+        parses=True,
     ),
     "segment": Command(
         "jax_speechlm.inference.segment:segment_files",

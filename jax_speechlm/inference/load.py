@@ -26,6 +26,7 @@ from jax_speechlm.inference.lm.units import Part
 from jax_speechlm.inference.segmentation import Recording
 from jax_speechlm.inference.synthesize import Speech, Synthesizer
 from jax_speechlm.inference.text_embed import TextEmbedder
+from jax_speechlm.inference.text_tokens import Answer, Entity
 from jax_speechlm.inference.transcript import Transcript
 from jax_speechlm.objectives.heads.pooling import Pooling
 from jax_speechlm.tasks import TASKS, resolve, with_ability
@@ -172,6 +173,16 @@ class TrainedModel:
         self._check("classify")
         rows = self.model.probabilities(_listed(inputs), max_seconds=max_seconds)
         return [dict(zip(self.model.classes, row, strict=True)) for row in rows.tolist()]
+
+    def tag(self, texts: str | Sequence[str]) -> list[list[Entity]]:
+        """Finds the entities in texts, such as names of persons (`Tagger.tag`)."""
+        self._check("tag")
+        return self.model.tag(_listed(texts))
+
+    def answer(self, question: str, texts: str | Sequence[str]) -> list[Answer | None]:
+        """Finds the answer to a question in each text (`Reader.answer`)."""
+        self._check("answer")
+        return self.model.answer(question, _listed(texts))
 
     def speech_times(
         self, recordings: Recording | Sequence[Recording], *, threshold: float = 0.5, max_seconds: float = 30.0

@@ -11,8 +11,13 @@ _TEXTS = 16  # per batch
 _SHORTEST = 16  # tokens of a row
 
 
-def row_batches(rows: Sequence[Sequence[int]], context: int) -> Iterator[tuple[list[int], Batch]]:
+def row_batches(
+    rows: Sequence[Sequence[int]], context: int, types: Sequence[Sequence[int]] | None = None
+) -> Iterator[tuple[list[int], Batch]]:
     """Groups rows of ids by length.
+
+    Args:
+      types: of pairs of texts, the type of every token, which becomes `token_type`.
 
     Yields:
       The indices of up to 16 rows, and these as a batch of one text a row, filled up to a power of two of tokens.
@@ -29,15 +34,19 @@ def row_batches(rows: Sequence[Sequence[int]], context: int) -> Iterator[tuple[l
             position = np.broadcast_to(np.arange(width, dtype=np.int32), (count, width))
             segment = (position < lengths[:, None]).astype(np.int32)
             tokens = pad([rows[index] for index in part], width, count)
-            yield part, {"tokens": tokens, "position": position, "segment": segment}
+            batch = {"tokens": tokens, "position": position, "segment": segment}
+            yield part, batch if types is None else batch | {"token_type": pad([types[i] for i in part], width, count)}
 
 
 def outputs_of_rows(
-    compute: Callable[[Batch], np.ndarray], rows: Sequence[Sequence[int]], context: int
+    compute: Callable[[Batch], np.ndarray],
+    rows: Sequence[Sequence[int]],
+    context: int,
+    types: Sequence[Sequence[int]] | None = None,
 ) -> list[np.ndarray]:
-    """Runs `batch -> array [batch, ...]` over rows of ids; returns the outputs in the order of the rows."""
+    """Runs `batch -> array [batch, ...]` over rows of ids (`row_batches`); returns the outputs in the rows' order."""
     outputs: list[np.ndarray] = [np.empty(0)] * len(rows)
-    for indices, batch in row_batches(rows, context):
+    for indices, batch in row_batches(rows, context, types):
         computed = np.asarray(compute(batch))
         for index, output in zip(indices, computed, strict=False):  # the last rows may be filler
             outputs[index] = np.copy(output)

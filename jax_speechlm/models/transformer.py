@@ -150,6 +150,7 @@ class Transformer(nnx.Module):
         segment_BxT: Int[Array, "batch time"],
         position_BxT: Int[Array, "batch time"],
         keys: Keys | None = None,
+        type_BxT: Int[Array, "batch time"] | None = None,
     ) -> Float[Array, "batch time dim"]:
         """Encodes packed rows.
 
@@ -157,11 +158,12 @@ class Transformer(nnx.Module):
           segment_BxT: 1, 2, ... for the documents of a row, each contiguous; 0 for padding.
           position_BxT: index of a token in its segment.
           keys: one key a row for dropout, or None for evaluation.
+          type_BxT: token types, which tell pairs of texts apart; ignored by a model without them. None is all 0.
 
         Returns:
           float32 hidden states after the final norm, 0 at padding.
         """
-        return self.hidden_states(tokens_BxT, segment_BxT, position_BxT, keys)[0]
+        return self.hidden_states(tokens_BxT, segment_BxT, position_BxT, keys, type_BxT=type_BxT)[0]
 
     def encode(
         self,
@@ -191,6 +193,7 @@ class Transformer(nnx.Module):
         position_BxT: Int[Array, "batch time"],
         keys: Keys | None = None,
         taps: tuple[int, ...] = (),
+        type_BxT: Int[Array, "batch time"] | None = None,
     ) -> tuple[Float[Array, "batch time dim"], dict[int, Float[Array, "batch time dim"]]]:
         """Encodes packed rows and returns inner states too; other arguments as of `__call__`.
 
@@ -204,6 +207,9 @@ class Transformer(nnx.Module):
             raise ValueError(f"taps must be between 1 and num_layers ({self.config.num_layers}); got {taps}")
         num_tokens = tokens_BxT.shape[1]
         vectors = self.embed(sequence.pad_time(tokens_BxT))
+        if type_BxT is not None and self.token_type is not None:  # the first type is added to every token
+            types = self.token_type[...].astype(vectors.dtype)
+            vectors += types[jnp.minimum(sequence.pad_time(type_BxT), len(types) - 1)] - types[0]
         segment_BxT, position_BxT = map(sequence.pad_time, (segment_BxT, position_BxT))
         hidden, (_, every_x) = self._encode(vectors, segment_BxT, position_BxT, keys, keep_every=bool(taps))
         real = (segment_BxT > 0)[..., None]

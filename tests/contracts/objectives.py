@@ -51,6 +51,8 @@ Batch = dict[str, np.ndarray]
 SECOND, TOKENS, CONTEXT = 16_000, 6, 26  # a row of text divides among two devices, and not among four or eight
 FILLER = 5
 """The row of a toy batch that has no data."""
+UNTRAINED = "encoder", "text_encoder", "token_classification", "question_answering"
+"""Tasks of imported models that have no loss."""
 JUNK = {"audio": 999, "tokens": 3, "samples": 777}
 """Values of the padding, which no result may depend on."""
 PER_BATCH = ("code_", "codes_used", "predicted_code", "representation_", "majority", "unit_entropy", "diversity")
@@ -294,9 +296,9 @@ class Toy:
 
 
 def toys() -> Iterator[tuple[str, Toy]]:
-    """Yields a toy for each task and model. Imported encoders have no loss."""
+    """Yields a toy for each task that trains and each of its models."""
     for name, task in TASKS.items():
-        for model in task.models if name not in ("encoder", "text_encoder") else ():
+        for model in task.models if name not in UNTRAINED else ():
             config, toy = SETTINGS[name], MODELS[model]
             if model is WaveNetConfig:
                 config = config.replace(adversarial=None)

@@ -18,6 +18,7 @@ from jax_speechlm.interop.hf.registry import package, write_model
 from jax_speechlm.interop.hf.safetensors import open_arrays
 from jax_speechlm.interop.hf.weights import INDEX, read_weights, write_weights
 from jax_speechlm.training.runs import tokenizer_files
+from tests.interop.foreign_folders import SPECIAL as TEXT_SPECIAL
 from tests.interop.foreign_folders import write_recognizer, write_text_model, write_whisper
 from tests.interop.tiny_runs import tiny_run
 
@@ -277,7 +278,15 @@ def test_settings_of_a_recognizer_can_hold_anything(speech, file, data):
     assert isinstance(tampered(speech, file, data.draw), Imported | ExportError)
 
 
+TEXT_CLASSES = {
+    "sentences": ("bert", "BertModel"),
+    "gpt2": ("gpt2", "GPT2LMHeadModel"),
+    "roberta classes": ("roberta", "RobertaForSequenceClassification"),
+    "distilbert tags": ("distilbert", "DistilBertForTokenClassification"),
+    "modernbert spans": ("modernbert", "ModernBertForQuestionAnswering"),
+}
 KINDS = ["qwen3", "bert", "text classification", "classification", "speaker", "fast_conformer", "whisper"]
+KINDS += TEXT_CLASSES
 
 
 @pytest.fixture(scope="module")
@@ -289,6 +298,15 @@ def folders_of_kinds(tmp_path_factory):
         if kind == "whisper":
             found[kind] = folder / kind, write_whisper(folder / kind)
             continue
+        if kind in TEXT_CLASSES:
+            family, architecture = TEXT_CLASSES[kind]
+            special = TEXT_SPECIAL[family]
+            arrays = write_text_model(folder / kind, family, architecture=architecture, **special)
+            for file in (folder / kind).glob("*.safetensors*"):
+                file.unlink()
+            write_weights(folder / kind, arrays)
+            found[kind] = folder / kind, arrays
+            continue
         made = package(tiny_run(kind))
         write_model(folder, made)
         found[kind] = folder, made.arrays
@@ -298,7 +316,7 @@ def folders_of_kinds(tmp_path_factory):
 SIZES = st.sampled_from([0, 1, 2, 3, 16, 48, 2**20, 2**40])
 
 
-@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=14, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(kind=st.sampled_from(KINDS), data=st.data())
 def test_arrays_can_have_any_shapes(folders_of_kinds, kind, data):
     """Scalars, empty axes beside long ones, one axis more or less: an error, and nothing that is multiplied out."""
@@ -329,7 +347,7 @@ def test_arrays_can_have_any_shapes(folders_of_kinds, kind, data):
         (folder / "model.safetensors").write_bytes(before)
 
 
-@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=14, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(kind=st.sampled_from(KINDS), data=st.data())
 def test_settings_of_every_kind_can_hold_anything(folders_of_kinds, kind, data):
     assert isinstance(tampered(folders_of_kinds[kind][0], "config.json", data.draw), Imported | ExportError)

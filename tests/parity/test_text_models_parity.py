@@ -9,6 +9,7 @@ from jax_speechlm.interop.hf.export import write_checked
 from jax_speechlm.interop.hf.import_ import import_run
 from jax_speechlm.training.runs import LoadedRun
 from tests.interop.foreign_folders import TEXTS, byte_level, enclose
+from tests.interop.test_flax_weights import to_flax
 from tests.parity.test_import_parity import SMALL, word_pieces
 
 torch = pytest.importorskip("torch")
@@ -64,6 +65,8 @@ def save(folder, architecture, **changes):
     [
         *families.ENCODERS.values(),
         *families.CLASSIFIERS.values(),
+        *families.TAGGERS.values(),
+        *families.READERS_OF_SPANS.values(),
         "DistilBertForMaskedLM",
         "XLMRobertaForMaskedLM",
         "GPT2LMHeadModel",
@@ -92,6 +95,15 @@ def test_what_transformers_saves_becomes_a_run_and_a_folder_again(tmp_path, arch
                 np.testing.assert_allclose(vector, expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("architecture", ["RobertaForMaskedLM", "GPT2LMHeadModel"])
+def test_parameters_of_flax_are_those_that_transformers_has(tmp_path, architecture):
+    save(tmp_path / "theirs", architecture)
+    to_flax(tmp_path / "theirs")
+    verdict = import_run(tmp_path / "theirs", tmp_path / "run")
+    assert verdict.is_full
+    assert not verdict.failed
+
+
 @pytest.mark.parametrize("activation", ["gelu_new", "relu"])
 def test_activations_of_berts(tmp_path, activation):
     save(tmp_path / "theirs", "BertForMaskedLM", hidden_act=activation)
@@ -101,3 +113,42 @@ def test_activations_of_berts(tmp_path, activation):
 def test_a_modernbert_that_classifies_by_the_mean(tmp_path):
     save(tmp_path / "theirs", "ModernBertForSequenceClassification", classifier_pooling="mean", num_labels=4)
     assert not import_run(tmp_path / "theirs", tmp_path / "run").failed
+
+
+def test_entities_are_those_of_the_pipeline(tmp_path):
+    names = {0: "O", 1: "B-PER", 2: "I-PER", 3: "B-LOC", 4: "I-LOC"}
+    model = save(tmp_path / "theirs", "BertForTokenClassification", id2label=names)
+    import_run(tmp_path / "theirs", tmp_path / "run")
+    texts = [*TEXTS, "the cat sat on the mat"]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "theirs")
+    pipeline = transformers.pipeline("ner", model=model, tokenizer=tokenizer, aggregation_strategy="simple")
+    found = jax_speechlm.load(tmp_path / "run").tag(texts)
+    assert sum(map(len, found)) > 3
+    for text, entities in zip(texts, found, strict=True):
+        expected = [(each["entity_group"], each["start"], each["end"]) for each in pipeline(text)]
+        assert [(each.label, each.start, each.end) for each in entities] == expected
+        shares = [float(each["score"]) for each in pipeline(text)]
+        np.testing.assert_allclose([each.probability for each in entities], shares, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["BertForQuestionAnswering", "RobertaForQuestionAnswering"])
+def test_answers_are_the_likeliest_spans(tmp_path, architecture):
+    """Of BERT with token types, which tell the question and the text apart."""
+    model = save(tmp_path / "theirs", architecture)
+    import_run(tmp_path / "theirs", tmp_path / "run")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "theirs")
+    for question, text in (("the cat", TEXTS[0]), ("a", TEXTS[1])):
+        (answer,) = jax_speechlm.load(tmp_path / "run").answer(question, [text])
+        given = tokenizer(question, text, return_tensors="pt", return_offsets_mapping=True)
+        offsets = given.pop("offset_mapping")[0].tolist()
+        with torch.no_grad():
+            outputs = model(**given)
+        inside = [place for place, part in enumerate(given.sequence_ids(0)) if part == 1]
+        first, last = (scores[0, inside].softmax(0) for scores in (outputs.start_logits, outputs.end_logits))
+        spans = {
+            (i, j): float(first[i] * last[j]) for i in range(len(inside)) for j in range(i, min(i + 15, len(inside)))
+        }
+        (i, j), share = max(spans.items(), key=lambda item: item[1])
+        assert (answer.start, answer.end) == (offsets[inside[i]][0], offsets[inside[j]][1])
+        assert answer.text == text[answer.start : answer.end]
+        np.testing.assert_allclose(answer.probability, share, rtol=1e-3)

@@ -54,6 +54,7 @@ from jax_speechlm.objectives.encoder_only import EncoderOnly
 from jax_speechlm.objectives.heads.classification import Classification
 from jax_speechlm.objectives.heads.frame_classification import FrameClassification
 from jax_speechlm.objectives.heads.speaker_verification import SpeakerVerification
+from jax_speechlm.objectives.heads.text_tokens import QuestionAnswering, TokenClassification
 from jax_speechlm.objectives.lm.causal_lm import CausalLM
 from jax_speechlm.objectives.lm.masked_lm import MaskedLM
 from jax_speechlm.objectives.speech_text.speech_lm import SpeechLM
@@ -273,6 +274,16 @@ def _text_classifier(model: Model) -> tuple[Experiment, Tokenizer]:
     return experiment.replace(objective=objective), tokenizer
 
 
+def _tagger(model: Model) -> tuple[Experiment, Tokenizer]:
+    experiment, tokenizer = _text_model(model)
+    return experiment.replace(objective=TokenClassification(classes=_class_names(model))), tokenizer
+
+
+def _reader_of_spans(model: Model) -> tuple[Experiment, Tokenizer]:
+    experiment, tokenizer = _text_model(model)
+    return experiment.replace(objective=QuestionAnswering()), tokenizer
+
+
 def _whisper(model: Model) -> tuple[Experiment, Tokenizer | None]:
     num_rows = _num_rows(model, model.settings, ("decoder", "embedding"))
     tokenizer, tokens = read_whisper_tokenizer(model.folder, model.values, num_rows)
@@ -325,6 +336,8 @@ EXPERIMENTS: dict[str, Callable[[Model], tuple[Experiment, Tokenizer | None]]] =
     **dict.fromkeys(TEXT_MODELS, _text_model),
     **dict.fromkeys(families.ENCODERS.values(), _text_encoder),
     **dict.fromkeys(families.CLASSIFIERS.values(), _text_classifier),
+    **dict.fromkeys(families.TAGGERS.values(), _tagger),
+    **dict.fromkeys(families.READERS_OF_SPANS.values(), _reader_of_spans),
     **dict.fromkeys(hifigan.ARCHITECTURES, _vocoder),
     voxtral.ARCHITECTURE: _speech_language_model,
     whisper.ARCHITECTURE: _whisper,

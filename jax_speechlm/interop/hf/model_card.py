@@ -19,6 +19,7 @@ from jax_speechlm.models.codec.wav_tokenizer import WavTokenizerConfig
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.encoder_decoder import EncoderDecoderConfig
 from jax_speechlm.models.speech_lm import SpeechLMConfig
+from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.models.tts.fastspeech2 import FastSpeech2Config
 from jax_speechlm.recipes.experiment import Experiment, Mixture, UnitText
 from jax_speechlm.training.runs import LoadedRun
@@ -38,12 +39,30 @@ _USES = {
     "AutoModelForCausalLM": ("text-generation", '"In the", max_new_tokens=50'),
     "AutoModelForMaskedLM": ("fill-mask", '"In the <mask>"'),
     "AutoModelForSequenceClassification": ("text-classification", '"In the beginning"'),
+    "AutoModelForTokenClassification": ("token-classification", '"In the beginning"'),
+    "AutoModelForQuestionAnswering": ("question-answering", None),
     "AutoModelForSpeechSeq2Seq": ("audio-text-to-text", None),
     "AutoModelForTextToSpectrogram": ("text-to-speech", None),
     **dict.fromkeys(hifigan.ARCHITECTURES, ("audio-to-audio", None)),
 }
 """By the class of transformers that opens a model: the hub's name of its task (`pipeline_tag`), and the arguments of
 its pipeline or the line that computes its output."""
+
+_TEXT_MODEL = """\
+import torch
+from transformers import AutoTokenizer, {auto}
+
+tokenizer, model = (kind.from_pretrained("FOLDER") for kind in (AutoTokenizer, {auto}))
+with torch.no_grad():
+    outputs = model(**tokenizer({texts}, return_tensors="pt"))
+{what}"""
+_TEXT_USES = {
+    "AutoModel": ('"a text"', "vector = outputs.last_hidden_state.mean(1)"),
+    "AutoModelForQuestionAnswering": (
+        '"a question?", "a text"', "start, end = outputs.start_logits.argmax(-1), outputs.end_logits.argmax(-1)"
+    ),
+}  # fmt: skip
+"""Of classes of text models without a pipeline: the tokenizer's arguments, and the use of the outputs."""
 
 _TASKS = {WavTokenizerConfig: "audio-to-audio", EncoderDecoderConfig: "automatic-speech-recognition"}
 """The hub's names of the tasks of models that a class opens which opens others too."""
@@ -127,6 +146,9 @@ def _program(run: LoadedRun, auto: str) -> str:
     """Returns an example program that uses the folder."""
     if isinstance(run.experiment.model, WavTokenizerConfig):
         return _CODEC.format(rate=run.experiment.sample_rate, hop=run.experiment.model.hop)
+    if isinstance(run.experiment.model, TransformerConfig) and auto in _TEXT_USES:
+        texts, what = _TEXT_USES[auto]
+        return _TEXT_MODEL.format(auto=auto, texts=texts, what=what)
     task, use = _USES[auto]
     if isinstance(run.experiment.model, EncoderDecoderConfig):
         return _PIPELINE.format(task=_TASKS[EncoderDecoderConfig], argument='"clip.wav"')

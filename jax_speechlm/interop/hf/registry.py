@@ -121,7 +121,7 @@ def package(run: LoadedRun) -> Package:
         form = _form(run.experiment)
         params = jax.device_get({name: params[name] for name in form.groups if name in params})
         params = with_folder_ids(params, run.tokenizer)
-        if config["architectures"][0] in TEXT_HEADS:
+        if any(config["architectures"][0] in classes.values() for classes in TEXT_HEADS.values()):
             params["transformer"] = text_heads.without_vocabulary_map(params["transformer"])
         return Package(config, params, form.arrays(params, model), files)
 
@@ -231,6 +231,22 @@ def _headed_settings(architecture: str, experiment: Experiment, tokenizer: Token
     _, files = _encoder_settings(experiment, tokenizer)
     x_vector = objective.head if architecture == wav2vec2_bert.X_VECTOR else None
     return wav2vec2_bert.headed_config_to_hugging_face(model, architecture, objective.classes, x_vector), files
+
+
+def _token_head_settings(classes: Mapping[str, str], experiment: Experiment, tokenizer: Tokenizer | None) -> Settings:
+    config, files = _text_settings(experiment, tokenizer)
+    names = getattr(experiment.objective, "classes", ("LABEL_0", "LABEL_1"))  # which those of an answer's ends are
+    named = {key: value for key, value in class_names(names).items() if key != "problem_type"}
+    return config | {"architectures": [text_heads.class_of(classes, experiment.model)]} | named, files
+
+
+def _token_head_arrays(classes: Mapping[str, str], params: Params, model: TransformerConfig) -> StateDict:
+    return text_heads.head_arrays(params, model, text_heads.class_of(classes, model))
+
+
+def _token_head(classes: Mapping[str, str]) -> "HuggingFaceForm":
+    parts = partial(_token_head_settings, classes), partial(_token_head_arrays, classes)
+    return HuggingFaceForm(*parts, ("transformer", "head"))
 
 
 def _text_settings(experiment: Experiment, tokenizer: Tokenizer) -> Settings:
@@ -386,6 +402,8 @@ ENCODER = HuggingFaceForm(_encoder_settings, _speech_arrays, ("encoder",))
 RECOGNIZER = HuggingFaceForm(_recognizer_settings, _speech_arrays)
 TEXT = HuggingFaceForm(_text_settings, _text_arrays, ("transformer",))
 TEXT_ENCODER = HuggingFaceForm(_text_encoder_settings, text_heads.bare_arrays, ("transformer", "pooler"))
+TAGGER = _token_head(families.TAGGERS)
+READER_OF_SPANS = _token_head(families.READERS_OF_SPANS)
 _CLASSIFIER_GROUPS = ("encoder", "transformer", "pooler", "head")
 CLASSIFIER_FORM = HuggingFaceForm(_classifier_settings, _classifier_arrays, _CLASSIFIER_GROUPS)
 FRAMES = _headed(wav2vec2_bert.FRAMES, "encoder", "head")
@@ -443,7 +461,13 @@ def _text_task(architecture: str) -> str:
 
 
 TEXT_MODELS = tuple(families.LANGUAGE_MODELS.values())
-TEXT_HEADS = tuple(families.CLASSIFIERS.values())
+TEXT_HEADS = {
+    "AutoModelForSequenceClassification": families.CLASSIFIERS,
+    "AutoModelForTokenClassification": families.TAGGERS,
+    "AutoModelForQuestionAnswering": families.READERS_OF_SPANS,
+}
+"""Classes with a head on a text encoder by `model_type`, by the class that opens them."""
+
 READERS = {
     wav2vec2_bert.MODEL: Reader("AutoModel", wav2vec2_bert.config_from_hugging_face, wav2vec2_bert.sources),
     wav2vec2_bert.CTC: Reader("AutoModelForCTC", wav2vec2_bert.config_from_hugging_face, wav2vec2_bert.sources),
@@ -458,6 +482,10 @@ READERS = {
     voxtral.ARCHITECTURE: Reader("AutoModelForSpeechSeq2Seq", voxtral.config_from_hugging_face, voxtral.sources),
     **{name: _text_reader(f"AutoModelFor{_text_task(name)}") for name in TEXT_MODELS},
     **{name: _text_reader("AutoModel", text_heads.bare_sources) for name in families.ENCODERS.values()},
-    **{name: _text_head_reader("AutoModelForSequenceClassification", name) for name in families.CLASSIFIERS.values()},
+    **{
+        name: _text_head_reader(auto_class, name)
+        for auto_class, classes in TEXT_HEADS.items()
+        for name in classes.values()
+    },
 }
 """The classes that are read."""

@@ -100,13 +100,8 @@ def classification_of(values: Mapping[str, Any], config: TransformerConfig, clas
 
 def classifier_settings(config: TransformerConfig, objective: Classification) -> dict[str, Any]:
     """Returns the settings in which the `config.json` of a class for sequence classification differs."""
-    family = family_of(config)
-    names, architecture = _HEADS.get(family, _Names()), families.CLASSIFIERS.get(family)
-    if family not in _HEADS or is_bare(config) == (family == "modernbert"):
-        raise ValueError(
-            f"no class classifies by what follows this transformer, which has the form of "
-            f"{families.LANGUAGE_MODELS[family]}. Export the language model that it was started from"
-        )
+    architecture = class_of(families.CLASSIFIERS, config)
+    names = _HEADS[family_of(config)]
     way, wanted = (objective.pooling, objective.pooler), ("cls", names.activation)
     if names.pooler is not None and way != wanted:
         raise ValueError(
@@ -115,8 +110,18 @@ def classifier_settings(config: TransformerConfig, objective: Classification) ->
         )
     if names.pooler is None and objective.pooler is not None:
         raise ValueError(f"{architecture} has no objective.pooler; this model has {objective.pooler}")
-    pooling = {"classifier_pooling": objective.pooling} if names.pooler is None else {}
-    return {"architectures": [architecture]} | pooling
+    return {"architectures": [architecture]} | ({"classifier_pooling": way[0]} if names.pooler is None else {})
+
+
+def class_of(classes: Mapping[str, str], config: TransformerConfig) -> str:
+    """Returns the class of a transformer with a head; a ValueError where what follows it is not as in any class."""
+    family = family_of(config)
+    if family not in _HEADS or is_bare(config) == (family == "modernbert"):
+        raise ValueError(
+            f"no class classifies by what follows this transformer, which has the form of "
+            f"{families.LANGUAGE_MODELS[family]}. Export the language model that it was started from"
+        )
+    return classes[family]
 
 
 def _rows(config: TransformerConfig, architecture: str) -> list[Row]:

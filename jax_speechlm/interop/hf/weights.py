@@ -1,16 +1,18 @@
-"""State dicts in safetensors files, as Hugging Face lays them out: one file, or several and an index."""
+"""State dicts in files as Hugging Face lays them out: safetensors, or what its Flax classes wrote; one or several."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
 
 from jax_speechlm.interop.folders import ExportError, inside, read_json, readable, write_json
+from jax_speechlm.interop.hf import msgpack
 from jax_speechlm.interop.hf.safetensors import open_arrays
 
 FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
-PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".msgpack")
+FLAX, FLAX_INDEX = "flax_model.msgpack", "flax_model.msgpack.index.json"
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5")
 SHARD_BYTES = 5 * 10**9  # of a file, where a model is larger than that
 
 
@@ -42,37 +44,74 @@ def write_weights(folder: Path, arrays: Mapping[str, np.ndarray], shard_bytes: i
 
 
 def read_weights(folder: Path) -> dict[str, np.ndarray]:
-    """Reads the state dict of a Hugging Face folder, from safetensors alone; no pickle is ever opened.
+    """Reads the state dict of a Hugging Face folder, from safetensors, else from `flax_model.msgpack`; no pickle is
+    ever opened.
 
     Returns:
-      Read-only views of the files, by name: nothing is read before it is used.
+      Read-only views of the files, by name: nothing is read before it is used. Names and layouts are those of
+      transformers' torch classes.
     """
     if (folder / FILE).is_file():
         return _parameters(open_arrays(inside(folder, FILE)))
-    if not (folder / INDEX).is_file():
-        pickles = sorted(file.name for file in folder.glob("*") if file.suffix in PICKLES)
-        also = f"; {pickles[0]} is a pickle, which could run any code and is never opened" if pickles else ""
-        raise ExportError(
-            f"{folder} has neither {FILE} nor {INDEX}: weights are read from safetensors alone{also}. Where the model "
-            "is trusted, open it with transformers and write it with save_pretrained, which makes them"
-        )
-    index = read_json(folder, INDEX)
+    if (folder / INDEX).is_file():
+        return _parameters(_of_index(folder, INDEX, ".safetensors", open_arrays))
+    if (folder / FLAX).is_file():
+        return _parameters(_from_flax(msgpack.read_arrays(inside(folder, FLAX))))
+    if (folder / FLAX_INDEX).is_file():
+        return _parameters(_from_flax(_of_index(folder, FLAX_INDEX, ".msgpack", msgpack.read_arrays)))
+    pickles = sorted(file.name for file in folder.glob("*") if file.suffix in PICKLES)
+    also = f"; {pickles[0]} is a pickle, which could run any code and is never opened" if pickles else ""
+    raise ExportError(
+        f"{folder} has neither {FILE} nor {INDEX}: weights are read from safetensors alone, and from {FLAX}{also}. "
+        "Where the model is trusted, open it with transformers and write it with save_pretrained, which makes them"
+    )
+
+
+def is_flax(folder: Path) -> bool:
+    """Returns whether `read_weights` reads what a Flax class wrote, which transformers 5 cannot open."""
+    return not any((folder / name).is_file() for name in (FILE, INDEX))
+
+
+def _of_index(
+    folder: Path, name: str, suffix: str, read: Callable[[Path], dict[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """Reads the files that an index names."""
+    index = read_json(folder, name)
     file_of = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(file_of, dict) or not file_of or not all(isinstance(file, str) for file in file_of.values()):
-        raise ExportError(f"{folder / INDEX} has no weight_map from names to files: it is damaged; copy it anew")
+        raise ExportError(f"{folder / name} has no weight_map from names to files: it is damaged; copy it anew")
+    file_of = {key.replace("/", "."): file for key, file in file_of.items()}  # of Flax's names the parts
     arrays: dict[str, np.ndarray] = {}
     for file in sorted(set(file_of.values())):
-        if Path(file).name != file or not file.endswith(".safetensors"):
-            raise ExportError(f"{folder / INDEX} names {file!r}, which is no safetensors of the folder: refused")
-        shard = open_arrays(inside(folder, file))
+        if Path(file).name != file or not file.endswith(suffix):
+            raise ExportError(f"{folder / name} names {file!r}, which is no {suffix[1:]} of the folder: refused")
+        shard = read(inside(folder, file))
         if twice := shard.keys() & arrays.keys():
             raise ExportError(f"{folder / file} holds {min(twice)!r}, which another file has too: save the model anew")
-        if misplaced := [name for name in shard if file_of.get(name) != file]:
-            raise ExportError(f"{folder / INDEX} and {file} disagree about {min(misplaced)!r}: copy the model anew")
+        if misplaced := [key for key in shard if file_of.get(key) != file]:
+            raise ExportError(f"{folder / name} and {file} disagree about {min(misplaced)!r}: copy the model anew")
         arrays |= shard
     if missing := file_of.keys() - arrays.keys():
-        raise ExportError(f"{folder / INDEX} and the files that it names disagree about {min(missing)!r}")
-    return _parameters(arrays)
+        raise ExportError(f"{folder / name} and the files that it names disagree about {min(missing)!r}")
+    return arrays
+
+
+_OF_FLAX = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
+
+
+def _from_flax(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns a Flax class's arrays by the names and in the layouts of the torch class.
+
+    Their kernels are transposed, those of convolutions [taps, in, out] too.
+    """
+    renamed: dict[str, np.ndarray] = {}
+    for name, value in arrays.items():
+        parent, dot, last = name.rpartition(".")
+        of_torch = f"{parent}{dot}{_OF_FLAX.get(last, last)}"
+        if of_torch in renamed:
+            raise ExportError(f"two arrays of the Flax parameters, as {name!r}, are {of_torch!r} in torch's names")
+        renamed[of_torch] = value.T if last == "kernel" else value
+    return renamed
 
 
 def _parameters(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -4,9 +4,11 @@ The first comparisons need only this project: its own reader returns the same pa
 transformers are installed, `table.compare` then runs the folder in transformers and compares the outputs.
 """
 
+import contextlib
 import importlib.util
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -89,9 +91,22 @@ def _check(
 
     from jax_speechlm.interop.hf.verify.table import compare
 
-    for check in compare(folder, run, made or registry.package(run), *inputs, vocoder=vocoder):
-        add(check)
+    made = made or registry.package(run)
+    with _openable(folder, made) as opened:
+        for check in compare(opened, run, made, *inputs, vocoder=vocoder):
+            add(check)
     return Verdict(f"transformers {transformers.__version__}", True, tuple(checks))
+
+
+@contextlib.contextmanager
+def _openable(folder: Path, made: Package) -> Iterator[Path]:
+    """Yields a folder that transformers opens: of one that a Flax class wrote, what would be exported."""
+    if not weights.is_flax(folder):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as exported:
+        registry.write_model(Path(exported), made)
+        yield Path(exported)
 
 
 def _same_parameters(folder: Path, made: Package) -> str:

@@ -166,6 +166,8 @@ def open_model(folder: Path, auto: str, architecture: str, rounded_to: str = "fl
 def outputs(model: Any, inputs: Any) -> tuple[np.ndarray, ...]:
     """Returns a model's x-vectors and logits, its logits, or the last hidden states where it has no head."""
     computed = model(**{name: torch.tensor(value) for name, value in inputs.items()})
+    if "start_logits" in computed:
+        return (torch.stack([computed["start_logits"], computed["end_logits"]], -1).numpy(),)
     names = [name for name in ("embeddings", "logits") if name in computed] or ["last_hidden_state"]
     return tuple(computed[name].numpy() for name in names)
 

@@ -30,6 +30,7 @@ _LOGITS = _SPEECH | {"logits": speech.encoder_outputs}
 _RECOGNIZER = _LOGITS | {"ids": speech.ctc_ids, "greedy text": speech.greedy_text, "pipeline": speech.pipeline}
 _MASKED = {"ids": text.ids, "logits": text.logits}
 _TEXT_CLASSES = {"ids": text.ids, "classes": text.class_names, "logits": text.logits, "pipeline": text.pipeline}
+_TOKEN_CLASSES = {"ids": text.ids, "classes": text.class_names, "logits": text.logits}
 _CAUSAL = _MASKED | {"continuation": text.continuations}
 
 COMPARISONS: dict[str, dict[str, Comparison]] = {
@@ -42,6 +43,8 @@ COMPARISONS: dict[str, dict[str, Comparison]] = {
     **{name: _MASKED if name.endswith("MaskedLM") else _CAUSAL for name in TEXT_MODELS},
     **{name: {"ids": text.ids, "hidden states": text.logits} for name in families.ENCODERS.values()},
     **{name: _TEXT_CLASSES for name in families.CLASSIFIERS.values()},
+    **{name: _TOKEN_CLASSES for name in families.TAGGERS.values()},
+    **{name: _MASKED | {"pairs": text.pairs} for name in families.READERS_OF_SPANS.values()},
     **{name: {"front end": vocoder.front_end, "samples": vocoder.waveforms} for name in hifigan.ARCHITECTURES},
     fastspeech2.MODEL: {
         "ids": voice.ids,

@@ -206,6 +206,27 @@ def continuations(subject: Subject) -> str:
     return f"{len(prompts)} prompts, up to {new} tokens each, greedy"
 
 
+def pairs(subject: Subject) -> str:
+    """Compares ids, token types and logits of pairs of texts."""
+    run, experiment, texts = subject.run, subject.run.experiment, subject.texts
+    compute = experiment.objective.classifier(experiment.model, None, run.tokenizer)
+    jitted, worst, compared = jax.jit(lambda params, batch: compute(params, batch, None)), 0.0, 0
+    for first, second in itertools.pairwise(filter(None, texts)):  # transformers takes an empty second text for none
+        pair, inputs = run.tokenizer.encode_pair(first, second), subject.tokenizer(first, second)
+        if len(pair.ids) > _most_tokens(subject):
+            continue
+        expect_equal(f"ids of {first[:30]!r} and {second[:30]!r}", inputs["input_ids"], subject.to_folder_ids(pair.ids))
+        types = inputs.get("token_type_ids", pair.types)
+        expect_equal(f"types of {first[:30]!r} and {second[:30]!r}", types, pair.types)
+        tokens = np.array([pair.ids], np.int32)
+        batch = {"tokens": tokens, "segment": np.ones_like(tokens), "token_type": np.array([pair.types], np.int32)}
+        batch["position"] = np.arange(tokens.shape[1], dtype=np.int32)[None]
+        (computed,) = outputs(subject.model, {name: np.array([value]) for name, value in inputs.items()})
+        worst = max(worst, distance(np.asarray(jitted(run.params, batch)), computed))
+        compared += 1
+    return within(worst, f"{compared} pairs")
+
+
 def class_names(subject: Subject) -> str:
     """Compares the names of the classes, or of the speakers, and their order."""
     classes = subject.run.experiment.objective.classes
