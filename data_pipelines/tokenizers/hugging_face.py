@@ -116,7 +116,7 @@ class Pair(NamedTuple):
 
     Attributes:
       ids: local ids, special tokens included.
-      types: of each token, 0 or 1: by BERT's convention 1 is the second text with its end.
+      types: of each token, 0 or, in models that were trained so, 1 for the second text with its end (BERT).
       offsets: of each token, the characters from and to (excluded) of its own text.
       second: the range of the second text's tokens.
     """
@@ -236,7 +236,17 @@ class HuggingFaceTokenizer:
         if inside != list(range(begin, end)) or max(encoding.type_ids, default=0) > 1:
             raise DataError(f"the post_processor of the model's {_FILE} has another form for two texts than is known")
         ids = self.places.ours[np.array(encoding.ids, np.int64)].tolist()
-        return Pair(ids, encoding.type_ids, encoding.offsets, (begin, end))
+        types = encoding.type_ids if self._has_token_types else [0] * len(ids)
+        return Pair(ids, types, encoding.offsets, (begin, end))
+
+    @property
+    def _has_token_types(self) -> bool:
+        """Whether transformers gives the model token types, as its class says where the files do not."""
+        config = self.files.get("tokenizer_config.json", {})
+        inputs = config.get("model_input_names")
+        if isinstance(inputs, list):
+            return "token_type_ids" in inputs
+        return config.get("tokenizer_class", "BertTokenizer") in ("BertTokenizer", "BertTokenizerFast")
 
     def decode(self, ids: Iterable[int]) -> str:
         imported = self.places.theirs[np.array([id_ for id_ in ids if id_], np.int64)]

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from jax_speechlm.models import rope
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.nn.attention.dot import attend, masked_attention
 from jax_speechlm.nn.functional import parameter, scan_layers, stack
@@ -245,7 +246,7 @@ class Transformer(nnx.Module):
             operands = q, k, v, segment_BxT
             probed = None if probe is None else probe(q, k)
             windowed = partial(attend, causal=config.causal, window=config.window, kernel=config.attention)
-            if config.global_every is None:
+            if not any(config.sees_all):
                 return windowed(*operands), probed
             return jax.lax.cond(is_global, partial(windowed, window=None), windowed, *operands), probed
 
@@ -360,8 +361,10 @@ class Transformer(nnx.Module):
         config = self.config
         if config.positions is not None:
             return None, None
-        local_theta = config.local_rope_theta or config.rope_theta
-        return tuple(rotation(position_BxT, theta, config.head_dim) for theta in (local_theta, config.rope_theta))
+        thetas = config.local_rope_theta or config.rope_theta, config.rope_theta
+        return tuple(
+            rotation(position_BxT, *rope.frequencies(config.rope_scaling, theta, config.head_dim)) for theta in thetas
+        )
 
     def _layers(self) -> tuple[Int[Array, " layers"], Bool[Array, " layers"]]:
         """Returns each layer's index, and whether its attention has no window."""
@@ -381,11 +384,11 @@ def init_cache(config: TransformerConfig, batch_size: int, length: int, dtype: s
     return {name: jnp.zeros(shape, dtype or config.dtype) for name in ("key", "value")}
 
 
-def rotation(position_BxT: Int[Array, "batch time"], theta: float, head_dim: int) -> Rotation:
-    """Returns cosine and sine of position * theta^(-2i / head_dim), i = 0 ... head_dim / 2 - 1 (Su et al. 2021)."""
-    frequency = theta ** -(jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+def rotation(position_BxT: Int[Array, "batch time"], frequency: rope.Frequencies, scale: float = 1.0) -> Rotation:
+    """Returns cosine and sine of position * frequency, times `scale`."""
     angle = position_BxT[..., None, None].astype(jnp.float32) * frequency
-    return jnp.cos(angle), jnp.sin(angle)
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    return (cos, sin) if scale == 1 else (cos * scale, sin * scale)
 
 
 def rotate(

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import pydantic
 
 from jax_speechlm.core.config import Config
+from jax_speechlm.models import rope
 from jax_speechlm.nn.attention.dot import Kernel
 from jax_speechlm.nn.functional import Remat
 
@@ -129,8 +130,10 @@ class TransformerConfig(Config):
       tied: whether the vocabulary map is the embedding table.
       positions: learnt position embeddings, or None for rotary ones.
       rope_theta: base of the rotary wavelengths.
+      rope_scaling: change of the rotary frequencies for longer texts (`models.rope`), or None.
       window: greatest distance in tokens between a query and its keys; None for no limit.
       global_every: with a window, layers 0, n, 2n, ... have none; None for a window in every layer.
+      global_layers: with a window, other layers that have none, from 0 on.
       local_rope_theta: `rope_theta` of the layers with a window; None for the same.
       dropout: rate on the embeddings and on the outputs of attention and feed-forward.
       attention: kernel that computes attention (see `nn.attention.dot.Kernel`); the result does not depend on it.
@@ -156,8 +159,10 @@ class TransformerConfig(Config):
     tied: bool = True
     positions: LearnedPositions | None = None
     rope_theta: pydantic.PositiveFloat = 10_000.0
+    rope_scaling: rope.Scaling | None = None
     window: pydantic.PositiveInt | None = None
     global_every: pydantic.PositiveInt | None = None
+    global_layers: tuple[pydantic.NonNegativeInt, ...] = ()
     local_rope_theta: pydantic.PositiveFloat | None = None
     dropout: float = pydantic.Field(0.0, ge=0, lt=1)
     attention: Kernel = "auto"
@@ -216,8 +221,12 @@ class TransformerConfig(Config):
             raise ValueError(f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})")
         if self.positions is None and self.head_dim % 2:
             raise ValueError(f"head_dim ({self.head_dim}) must be even: rotary positions rotate pairs of values")
-        if self.window is None and (self.global_every or self.local_rope_theta):
-            raise ValueError("global_every and local_rope_theta apply to layers with a window: set window")
+        if self.window is None and (self.global_every or self.global_layers or self.local_rope_theta):
+            raise ValueError(
+                "global_every, global_layers and local_rope_theta apply to models with a window: set window"
+            )
+        if self.global_layers and max(self.global_layers) >= self.num_layers:
+            raise ValueError(f"global_layers {self.global_layers} must be below num_layers ({self.num_layers})")
         if self.attention == "cudnn" and self.dtype != "bfloat16":
             raise ValueError("attention='cudnn' computes in bfloat16 only: set dtype='bfloat16', or attention='auto'")
         return self
@@ -232,7 +241,8 @@ class TransformerConfig(Config):
         """For each layer, whether its attention has no window."""
         if self.window is None:
             return (True,) * self.num_layers
-        return tuple(self.global_every is not None and i % self.global_every == 0 for i in range(self.num_layers))
+        every = range(0, self.num_layers, self.global_every) if self.global_every else ()
+        return tuple(i in every or i in self.global_layers for i in range(self.num_layers))
 
 
 SIZES = {

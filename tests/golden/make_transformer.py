@@ -54,6 +54,22 @@ SETTINGS = {
 }  # fmt: skip
 
 
+ROPES = {
+    "linear": {"rope_type": "linear", "factor": 4.0},
+    "dynamic": {"rope_type": "dynamic", "factor": 4.0},
+    "llama3": {
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
+    },
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 4.0},
+    "yarn, untruncated": {
+        "rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32, "mscale": 0.8,
+        "mscale_all_dim": 0.4, "truncate": False, "beta_fast": 2.0,
+    },
+}  # fmt: skip
+"""Scaled rotary positions, of Llamas that are otherwise as above with a small theta, so that all pairs turn."""
+
+
 def inputs(*, padded_left: bool = True) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Tokens, their segments and their positions, all [B, T]; `padded_left` is whether the last row is."""
     tokens = np.random.default_rng(0).integers(1, VOCAB, (len(LENGTHS), TIME))
@@ -63,13 +79,13 @@ def inputs(*, padded_left: bool = True) -> tuple[np.ndarray, np.ndarray, np.ndar
     return tokens.astype(np.int32), segment, np.maximum(segment.cumsum(1) - 1, 0).astype(np.int32)
 
 
-def random_model(model_type: str):
+def random_model(model_type: str, **changes):
     """A model in float32 whose parameters are nowhere all 0 or 1, which would hide a swapped scale."""
     import torch
     import transformers
 
     torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(model_type, **SETTINGS[model_type])
+    config = transformers.AutoConfig.for_model(model_type, **SETTINGS[model_type] | changes)
     is_causal = model_type in ("qwen3", "llama", "gpt2")
     auto = transformers.AutoModelForCausalLM if is_causal else transformers.AutoModelForMaskedLM
     model = auto.from_config(config, attn_implementation="eager").eval()
@@ -111,6 +127,12 @@ def main() -> None:
         hidden, logits = outputs_of(model, *inputs(padded_left=name != "distilbert"))
         arrays |= {f"{name}/hidden": hidden, f"{name}/logits": logits}
         arrays |= {f"{name}/weights/{key}": value.numpy() for key, value in model.state_dict().items()}
+    for name, rope in ROPES.items():
+        changes = {"head_dim": 16, "max_position_embeddings": 64, "rope_parameters": rope | {"rope_theta": 100.0}}
+        model = random_model("llama", **changes)
+        arrays[f"rope/{name}/config"] = json.dumps(model.config.to_dict())
+        arrays[f"rope/{name}/logits"] = logits_of(model, *inputs())
+    arrays |= {f"rope/weights/{key}": value.numpy() for key, value in model.state_dict().items()}  # the same of all
     np.savez_compressed(Path(__file__).with_name("transformer.npz"), **arrays)
 
 

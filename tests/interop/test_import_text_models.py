@@ -182,7 +182,7 @@ def test_a_bert_as_it_was_first_released_is_read_too(tmp_path):
         ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": "evil.T"}}, "auto_map names code"),
         ("config.json", {"architectures": ["T5ForConditionalGeneration"]}, "has no counterpart here"),
         ("config.json", {"architectures": None}, "does not name one class"),
-        ("config.json", {"rope_scaling": {"rope_type": "yarn"}}, "rope_scaling"),
+        ("config.json", {"rope_scaling": {"rope_type": "longrope"}}, "rope_type='longrope' has no counterpart"),
     ],
 )  # fmt: skip
 def test_what_contradicts_itself_is_refused(tmp_path, capsys, file, changes, message):

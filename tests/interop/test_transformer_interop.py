@@ -70,6 +70,20 @@ def test_logits_are_those_of_hugging_face(kind):
     np.testing.assert_allclose(ours[real], GOLDEN[f"{kind}/logits"][real], atol=1e-4)
 
 
+@pytest.mark.parametrize("scaling", ["linear", "dynamic", "llama3", "yarn", "yarn, untruncated"])
+def test_logits_with_scaled_positions_are_those_of_hugging_face(scaling):
+    values, prefix = json.loads(str(GOLDEN[f"rope/{scaling}/config"])), "rope/weights/"
+    weights = {name.removeprefix(prefix): GOLDEN[name] for name in GOLDEN.files if name.startswith(prefix)}
+    config = interop.config_from_hugging_face(values)
+    assert config.rope_scaling is not None
+    declared = functional.declare(lambda rngs: Transformer(config, values["vocab_size"], rngs=rngs))
+    ours, real = (
+        logits(declared.graphdef, read(interop.sources(weights, config)), *batch("llama")),
+        batch("llama")[1] > 0,
+    )
+    np.testing.assert_allclose(ours[real], GOLDEN[f"rope/{scaling}/logits"][real], atol=1e-4)
+
+
 @pytest.mark.parametrize("prefixed", [True, False])
 @pytest.mark.parametrize("kind", ENCODERS)
 def test_hidden_states_of_an_encoder_alone_are_those_of_hugging_face(kind, prefixed):
@@ -176,9 +190,16 @@ def test_configs_of_older_versions():
     [
         ("llama", {"model_type": "mistral"}, "model_type='mistral' has no counterpart"),
         ("llama", {"mlp_bias": True}, "mlp_bias=True"),
-        ("llama", {"rope_scaling": {"rope_type": "llama3"}}, "rope_scaling="),
-        ("qwen3", {"rope_parameters": {"rope_type": "yarn"}}, "rope_type='yarn'"),
-        ("qwen3", {"layer_types": ["sliding_attention"] * 2 + ["full_attention"]}, "every n-th from the first"),
+        (
+            "llama",
+            {"rope_scaling": {"rope_type": "longrope"}},
+            "rope_type='longrope' has no counterpart here; default, l",
+        ),
+        ("llama", {"rope_scaling": {"type": "linear", "factor": -1.0}}, "factor"),
+        ("llama", {"rope_scaling": {"type": "llama3", "factor": 8.0}}, "low"),
+        ("llama", {"rope_parameters": {"rope_type": "yarn", "factor": "a"}}, "factor"),
+        ("qwen3", {"partial_rotary_factor": 0.5}, "partial_rotary_factor has no counterpart"),
+        ("modernbert", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type='linear' has no counterpart in"),
         ("modernbert", {"decoder_bias": False}, "decoder_bias=False"),
         ("bert", {"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key'"),
         ("roberta", {"is_decoder": True}, "is_decoder=True"),
@@ -211,6 +232,40 @@ def test_forms_without_counterpart_are_refused(kind, change, message):
 def test_models_that_hugging_face_has_not_are_not_exported(kind, change, message):
     with pytest.raises(ValueError, match=message):
         interop.config_to_hugging_face(CONFIGS[kind].replace(**change), 7)
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        {"rope_type": "linear", "factor": 4.0},
+        {"rope_type": "dynamic", "factor": 4.0},
+        {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+        | {"original_max_position_embeddings": 64},
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+        {"rope_type": "yarn", "factor": 4.0, "mscale": 0.7, "mscale_all_dim": 0.5, "beta_fast": 8, "truncate": False},
+    ],
+    ids=lambda scaling: "-".join(map(str, scaling.values())),
+)
+def test_scaled_positions_come_back(scaling):
+    values = interop.config_to_hugging_face(CONFIGS["llama"], 7) | {"max_position_embeddings": 256}
+    config = interop.config_from_hugging_face(values | {"rope_parameters": scaling | {"rope_theta": 500.0}})
+    assert (config.rope_scaling.kind, config.rope_theta) == (scaling["rope_type"], 500)
+    old = {"rope_scaling": {"type" if key == "rope_type" else key: value for key, value in scaling.items()}}
+    old |= {"rope_theta": 500.0, "rope_parameters": None}
+    assert interop.config_from_hugging_face(values | old) == config
+    again = values | interop.config_to_hugging_face(config, 7)
+    assert interop.config_from_hugging_face(again) == config
+    if scaling["rope_type"] == "dynamic":
+        assert again["max_position_embeddings"] == config.rope_scaling.original == 256
+
+
+@pytest.mark.parametrize("kinds", ["ssf", "fss", "sff", "fsf", "sss"])
+def test_windows_in_any_layers_come_back(kinds):
+    types = [{"s": "sliding_attention", "f": "full_attention"}[kind] for kind in kinds]
+    values = interop.config_to_hugging_face(CONFIGS["qwen3"], 7) | {"layer_types": types}
+    config = interop.config_from_hugging_face(values)
+    assert config.sees_all == tuple(kind == "f" for kind in kinds)
+    assert interop.config_from_hugging_face(interop.config_to_hugging_face(config, 7)) == config
 
 
 def test_a_missing_setting_is_the_class_default():

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jax_speechlm.models import rope
 from jax_speechlm.models.transformer import Transformer, init_cache
 from jax_speechlm.models.transformer_config import FORMS, SIZES, LearnedPositions, TransformerConfig, forward_flops
 from jax_speechlm.nn import functional
@@ -18,8 +19,11 @@ CAUSAL = TransformerConfig(
     local_rope_theta=100.0, dropout=0.2,
 )  # fmt: skip
 BOTH_WAYS = CAUSAL.replace(**FORMS["modernbert"], norm_epsilon=1e-5, num_kv_heads=4, tied=False)
+LATE = CAUSAL.replace(
+    global_every=None, global_layers=(0, 1), local_rope_theta=None, rope_scaling=rope.Linear(factor=3.0)
+)
 LEARNT = BOTH_WAYS.replace(**FORMS["bert"], positions=LearnedPositions(size=64, first=2, token_types=2))
-CONFIGS = {"causal": CAUSAL, "both ways": BOTH_WAYS, "learnt positions": LEARNT}
+CONFIGS = {"causal": CAUSAL, "windows in the last layer": LATE, "both ways": BOTH_WAYS, "learnt positions": LEARNT}
 
 
 def model(config, vocab_size=VOCAB):
@@ -83,7 +87,9 @@ def test_a_document_depends_on_its_own_tokens_only(form, lengths, order, seed):
 def test_one_layer_sees_the_window_and_no_further(form, position):
     """Every token within reach of a changed one changes, at the row's ends too, and no other."""
     window = 4
-    graphdef, params = model(CONFIGS[form].replace(num_layers=1, window=window, global_every=None, dropout=0.0))
+    graphdef, params = model(
+        CONFIGS[form].replace(num_layers=1, window=window, global_every=None, global_layers=(), dropout=0.0)
+    )
     tokens, segment, positions = pack([documents((TIME,), 0)])
     changed = tokens.copy()
     changed[0, position] = (changed[0, position] + 1) % VOCAB
@@ -253,7 +259,14 @@ def test_the_sizes_named_after_qwen3_have_its_published_number_of_parameters():
 def test_flops_are_what_xla_counts(form):
     """XLA multiplies the hidden pairs too. On one layer, because it counts a scan's body once."""
     config = CONFIGS[form].replace(
-        dim=256, num_layers=1, head_dim=64, ffn_dim=512, window=None, global_every=None, local_rope_theta=None
+        dim=256,
+        num_layers=1,
+        head_dim=64,
+        ffn_dim=512,
+        window=None,
+        global_every=None,
+        global_layers=(),
+        local_rope_theta=None,
     )
     batch, time, vocab = 2, 60, 600
     declared = functional.declare(lambda rngs: Transformer(config, vocab, rngs=rngs))

@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
+from tokenizers import processors
 
 import jax_speechlm
 from jax_speechlm.interop.hf import text_families as families
 from jax_speechlm.interop.hf.export import write_checked
 from jax_speechlm.interop.hf.import_ import import_run
 from jax_speechlm.training.runs import LoadedRun
-from tests.interop.foreign_folders import TEXTS, byte_level, enclose
+from tests.interop.foreign_folders import TEXTS, byte_level
 from tests.interop.test_flax_weights import to_flax
 from tests.parity.test_import_parity import SMALL, word_pieces
 
@@ -26,6 +27,13 @@ SHAPES = {
 LONG = "the cat sat on the mat, " * 9
 
 
+def enclose_pairs(tokenizer, single, pair):
+    """Makes a tokenizer put special tokens around a text, and around two."""
+    names = {part.partition(":")[0] for part in pair.split() if not part.startswith("$")}
+    special = [(name, tokenizer.token_to_id(name)) for name in names]
+    tokenizer.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=special)
+
+
 def save(folder, architecture, **changes):
     """Writes a randomly initialised model and its tokenizer; returns the model."""
     torch.manual_seed(0)
@@ -35,11 +43,12 @@ def save(folder, architecture, **changes):
         made = byte_level("<|endoftext|>")
     elif "roberta" in model_type:
         special, made = ROBERTA, byte_level(*dict.fromkeys(ROBERTA.values()))
-        enclose(made, "<s>", "</s>")
+        enclose_pairs(made, "<s> $A </s>", "<s> $A </s> </s> $B </s>")
     else:
         special, made = BERT, word_pieces(TEXTS, BERT)
-        enclose(made, "[CLS]", "[SEP]")
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=made, **special)
+        enclose_pairs(made, "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1")
+    inputs = ["input_ids", "attention_mask", *(["token_type_ids"] if model_type == "bert" else [])]
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=made, model_input_names=inputs, **special)
     settings = SHAPES.get(model_type, SMALL) | {"vocab_size": len(tokenizer) + 3, "initializer_range": 0.3}
     if "roberta" in model_type:
         settings |= {"max_position_embeddings": len(tokenizer) + 96}

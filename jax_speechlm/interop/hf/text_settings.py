@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jax_speechlm.interop.hf import mapping
+from jax_speechlm.interop.hf import mapping, rope_settings
 from jax_speechlm.interop.hf import text_families as families
 from jax_speechlm.interop.hf.class_settings import completed
 from jax_speechlm.models.transformer_config import FORMS, LearnedPositions, TransformerConfig
@@ -62,7 +62,7 @@ _NEVER = {
     "llama": ("positions", "window"),
     "qwen3": ("positions", "local_rope_theta"),
     "gpt2": ("window",),
-    "modernbert": ("positions",),
+    "modernbert": ("positions", "rope_scaling"),
     **dict.fromkeys(families.LEARNT, ("window",)),
 }
 _UNGATED = ("gpt2", *families.LEARNT)
@@ -122,7 +122,7 @@ def config_to_hugging_face(config: TransformerConfig, vocab_size: int) -> dict[s
         return settings | ({} if config.window is None else {"local_attention": 2 * config.window})
     settings |= {"num_key_value_heads": config.num_kv_heads, "head_dim": config.head_dim}
     settings |= {"rope_theta": config.rope_theta}
-    settings |= {"rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta}}
+    settings |= rope_settings.scaling_to_hugging_face(config.rope_scaling, config.rope_theta)
     if config.window is None:
         return settings
     return settings | {"use_sliding_window": True, "sliding_window": config.window + 1, "layer_types": types}
@@ -223,17 +223,18 @@ def _attention_from(values: Mapping[str, Any], family: str) -> dict[str, Any]:
     layers = values["num_hidden_layers"]
     scaling, rope = values.get("rope_scaling") or {}, values.get("rope_parameters") or {}
     types = values.get("layer_types")
-    if _rope_type(scaling) != "default":
-        raise ValueError(f"config.json: rope_scaling={scaling!r} has no counterpart here; only null and 'default' have")
     if family == "modernbert":
-        theta = _theta((rope.get(_FULL) or {}) | scaling, values["global_rope_theta"])
-        local = _theta((rope.get(_SLIDING) or {}) | scaling, values["local_rope_theta"])
+        _plain_theta(scaling, 1.0)
+        theta = _plain_theta((rope.get(_FULL) or {}) | scaling, values["global_rope_theta"])
+        local = _plain_theta((rope.get(_SLIDING) or {}) | scaling, values["local_rope_theta"])
         types = types or [_SLIDING if i % values["global_attn_every_n_layers"] else _FULL for i in range(layers)]
-        window = values["local_attention"] // 2
+        angles, window = {"rope_theta": theta}, values["local_attention"] // 2
     else:
-        theta = local = _theta(scaling or rope, values["rope_theta"])
+        rope = scaling or rope
+        theta = local = float(rope.get("rope_theta") or values["rope_theta"])
+        angles = {"rope_theta": theta, "rope_scaling": rope_settings.scaling_from_hugging_face(rope, values)}
         if family == "llama":  # which never has windows
-            return {"rope_theta": theta}
+            return angles
         size = values["sliding_window"] if values["use_sliding_window"] else None
         first = layers if size is None else values["max_window_layers"]
         types = types or [_FULL if i < first else _SLIDING for i in range(layers)]
@@ -241,29 +242,24 @@ def _attention_from(values: Mapping[str, Any], family: str) -> dict[str, Any]:
     if others := set(types) - {_FULL, _SLIDING}:
         raise ValueError(f"config.json: layer_types has {min(others)!r}, which has no counterpart here")
     if _SLIDING not in types:
-        return {"rope_theta": theta}
-    where = {"window": window, "global_every": _period(types)}
-    if window is None:
-        raise ValueError("config.json: layer_types has layers with a window, and use_sliding_window is false")
-    return where | {"rope_theta": theta, "local_rope_theta": None if local == theta else local}
+        return angles
+    if not window:
+        raise ValueError("config.json: layer_types has layers with a window, and use_sliding_window is false, or 1")
+    return angles | _global(types) | {"window": window, "local_rope_theta": None if local == theta else local}
 
 
-def _theta(rope: Mapping[str, Any], default: float | int) -> float:
-    if (kind := _rope_type(rope)) != "default":
-        raise ValueError(f"config.json: rope_type={kind!r} has no counterpart here; only 'default' has")
+def _plain_theta(rope: Mapping[str, Any], default: float | int) -> float:
+    if (kind := rope_settings.rope_type(rope)) != "default":
+        raise ValueError(f"config.json: rope_type={kind!r} has no counterpart in this model here; only 'default' has")
     return float(rope.get("rope_theta", default))
 
 
-def _rope_type(rope: Mapping[str, Any]) -> Any:
-    return rope.get("rope_type", rope.get("type", "default"))
-
-
-def _period(types: Sequence[str]) -> int | None:
-    """Returns n if layers 0, n, 2n, ... and no others have full attention; None if no layer has."""
-    everything = [i for i, name in enumerate(types) if name == _FULL]
+def _global(types: Sequence[str]) -> dict[str, Any]:
+    """Returns which layers have full attention: the layers 0, n, 2n, ..., or by their numbers."""
+    everything = tuple(i for i, name in enumerate(types) if name == _FULL)
     if not everything:
-        return None
+        return {}
     period = everything[1] if len(everything) > 1 else len(types)
-    if everything != list(range(0, len(types), period)):
-        raise ValueError("config.json: layer_types without a window must be every n-th from the first, as ours are")
-    return period
+    if everything == tuple(range(0, len(types), period)):
+        return {"global_every": period}
+    return {"global_layers": everything}

@@ -216,7 +216,7 @@ def pairs(subject: Subject) -> str:
         if len(pair.ids) > _most_tokens(subject):
             continue
         expect_equal(f"ids of {first[:30]!r} and {second[:30]!r}", inputs["input_ids"], subject.to_folder_ids(pair.ids))
-        types = inputs.get("token_type_ids", pair.types)
+        types = inputs.get("token_type_ids", [0] * len(pair.ids))
         expect_equal(f"types of {first[:30]!r} and {second[:30]!r}", types, pair.types)
         tokens = np.array([pair.ids], np.int32)
         batch = {"tokens": tokens, "segment": np.ones_like(tokens), "token_type": np.array([pair.types], np.int32)}
