@@ -108,6 +108,11 @@ COMMANDS = {
         "paired bootstrap between two evaluations",
         "jax-speechlm compare runs/a/eval/*/report.json runs/b/eval/*/report.json",
     ),
+    "fairness": Command(
+        "jax_speechlm.evaluation.fairness:measure_fairness",
+        "compare error rates between groups of speakers or recordings, and test the largest gap",
+        "jax-speechlm fairness runs/finetune/eval/my-test-greedy/report.json --by gender --sets my",
+    ),
     "rover": Command(
         "jax_speechlm.evaluation.rover:rover_reports",
         "join the transcripts of several evaluations by a vote on every word",

@@ -182,7 +182,7 @@ def evaluate(
     if len(counted) < len(utterances):
         raise ValueError(f"utterance {counted.most_common(1)[0][0]!r} occurs twice: ids must be unique")
     headline: Metric = "cer" if written_without_spaces(utterance.reference for utterance in utterances) else "wer"
-    counts = {metric: wer.count(_align(utterances, normalizer, metric, headline)) for metric in get_args(Metric)}
+    counts = {metric: count_errors(utterances, normalizer, metric, headline) for metric in get_args(Metric)}
 
     def score(metric: Metric, rows: Sequence[int] | slice = slice(None), *, interval: bool = False) -> Score:
         chosen = counts[metric][rows]
@@ -219,7 +219,7 @@ def compare(first: EvaluationReport, second: EvaluationReport, *, resamples: int
             "evaluate both with the same --normalizer"
         )
     systems = zip(*matched([first.utterances, second.utterances]), strict=True)
-    counts = [wer.count(_align(system, first.normalizer, first.headline, first.headline)) for system in systems]
+    counts = [count_errors(system, first.normalizer, first.headline, first.headline) for system in systems]
     difference = wer.paired_bootstrap(*counts, resamples, seed)
     return Comparison(
         metric=first.headline,
@@ -255,6 +255,13 @@ def matched(systems: Sequence[Sequence[UtteranceT]]) -> list[tuple[UtteranceT, .
                     "evaluate all on the same version of the data set"
                 )
     return rows
+
+
+def count_errors(
+    utterances: Sequence[Utterance], normalizer: NormalizerName, metric: Metric, headline: Metric
+) -> wer.Counts:
+    """Counts substitutions, deletions, insertions and reference tokens of each utterance, after normalisation."""
+    return wer.count(_align(utterances, normalizer, metric, headline))
 
 
 def _align(
