@@ -44,9 +44,9 @@ def in_rooms(
         alone = jnp.zeros_like(response).at[0].set(1)
         return jnp.where(jax.random.uniform(applies) < probability, response, alone)
 
-    # One after the other, as the images of a room take megabytes.
-    responses = jax.lax.map(draw, keys.reshape(-1)).reshape(*keys.shape, -1)
-    filtered = _filtered(audio, segments, responses)
+    # The utterances of a row one after the other, as the images of a room take megabytes.
+    responses_NxBxK = jax.lax.map(jax.vmap(draw), jnp.swapaxes(keys, 0, 1))
+    filtered = _filtered(audio, segments, responses_NxBxK)
     before, after = (segments.sum(jnp.square(x)) for x in (audio, filtered))
     scale = jnp.sqrt(before / jnp.where(after > 0, after, 1))
     return filtered * segments.spread(scale, audio.shape[1])
@@ -62,10 +62,10 @@ def by_telephone(
       applies: which utterances.
     """
     taps, reach = _band(sample_rate)
-    responses = jnp.broadcast_to(taps, (*segments.length.shape, len(taps)))
+    responses_NxBxK = jnp.broadcast_to(taps, (*segments.length.T.shape, len(taps)))
     # The filter is symmetric: it comes from the front by what it delays.
     longer = jnp.pad(audio, ((0, 0), (0, reach)))
-    filtered = _filtered(longer, segments, responses, reach)[:, : audio.shape[1]]
+    filtered = _filtered(longer, segments, responses_NxBxK, reach)[:, : audio.shape[1]]
     x = jnp.clip(filtered / 2.0**15, -1, 1)
     companded = jnp.sign(x) * jnp.log1p(_MU * jnp.abs(x)) / np.log1p(_MU)
     rounded = jnp.round(companded * 127) / 127
@@ -74,7 +74,10 @@ def by_telephone(
 
 
 def _filtered(
-    audio: Float[Array, "batch samples"], segments: Segments, responses: Float[Array, "batch utterances taps"], delay=0
+    audio: Float[Array, "batch samples"],
+    segments: Segments,
+    responses_NxBxK: Float[Array, "utterances batch taps"],
+    delay: int = 0,
 ) -> Float[Array, "batch samples"]:
     """Returns each utterance filtered by its own response, `delay` samples earlier; nothing reaches the next one."""
     belongs_NxBxT = jnp.moveaxis(segments.belongs(audio.shape[1]), 2, 0)
@@ -84,7 +87,6 @@ def _filtered(
         filtered = fir_filter(jnp.where(belongs_BxT, audio, 0), response_BxK)
         return total + jnp.where(belongs_BxT, jnp.roll(filtered, -delay, axis=1), 0), None
 
-    responses_NxBxK = jnp.moveaxis(responses, 1, 0)
     return jax.lax.scan(add, jnp.zeros(audio.shape, jnp.float32), (belongs_NxBxT, responses_NxBxK))[0]
 
 
