@@ -404,6 +404,7 @@ TOYS = CODECS | {
     "transformer, causal": _transformer(objectives.CAUSAL),
     "transformer, both ways": _transformer(objectives.BOTH_WAYS),
     "transformer, learnt positions": _transformer(objectives.BERT),
+    "transformer, as GPT-2": _transformer(objectives.GPT2),
     "adapter, stacking": _adapter(Stacking(frames=3, hidden_dim=8)),
     "adapter, convolution": _adapter(Convolutional(num_layers=2, stride=2, kernel_size=3, hidden_dim=8)),
     "adapter, qformer": _adapter(QFormer(window=4, queries=2, num_layers=2, num_heads=2, dim=8)),

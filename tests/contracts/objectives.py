@@ -64,6 +64,14 @@ BOTH_WAYS = CAUSAL.replace(causal=False, head="transform")
 BERT = BOTH_WAYS.replace(
     **FORMS["bert"], num_kv_heads=8, positions=LearnedPositions(size=64, first=2, token_types=2), tied=False
 )
+GPT2 = CAUSAL.replace(
+    **FORMS["gpt2"],
+    num_kv_heads=8,
+    positions=LearnedPositions(size=64),
+    window=None,
+    global_every=None,
+    local_rope_theta=None,
+)
 SPEECH_LM = tiny.MODELS["speech_lm"].replace(lora=LoRA(rank=2, targets=("transformer/layers", "encoder/layers")))
 SPEECH_LM = SPEECH_LM.replace(transformer=SPEECH_LM.transformer.replace(dropout=0.1))
 AED_MODEL = tiny.MODELS["aed"].replace(lora=LoRA(rank=2, targets=("decoder/layers/source", "encoder/layers")))

@@ -18,7 +18,7 @@ from tests.interop.tiny_runs import tiny_run
 
 READERS = {
     **dict.fromkeys(
-        ("llama", "qwen3", "modernbert", "bert", "roberta", "xlm-roberta", "distilbert", "gpt2"),
+        ("llama", "qwen3", "modernbert", "bert", "roberta", "xlm-roberta", "distilbert", "gpt2", "mistral"),
         transformer.config_from_hugging_face,
     ),
     "wav2vec2-bert": wav2vec2_bert.config_from_hugging_face,

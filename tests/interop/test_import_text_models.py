@@ -5,6 +5,7 @@ import shutil
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -106,6 +107,40 @@ def test_an_imported_language_model_generates_and_scores(tmp_path):
     assert lm.score(["the cat"])[0] < 0
     (continuation,), *_ = lm.generate(["the cat"], max_tokens=5)
     assert continuation.num_tokens <= 5
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize(("kind", "architecture"), [("bert", "BertModel"), ("gpt2", "GPT2LMHeadModel")])
+def test_half_precision_in_several_files_is_read_without_loss(tmp_path, kind, architecture, dtype):
+    arrays = write_text_model(tmp_path / "theirs", kind, architecture=architecture, **SPECIAL[kind])
+    for file in (tmp_path / "theirs").glob("*.safetensors*"):
+        file.unlink()
+    halves = {name: array.astype(dtype) for name, array in arrays.items()}
+    if kind == "gpt2":  # as the hub has it: the causal mask, and no prefix
+        halves = {name.removeprefix("transformer."): array for name, array in halves.items()}
+        halves["h.0.attn.bias"] = np.ones((1, 1, 64, 64), np.bool_)
+    weights.write_weights(tmp_path / "theirs", halves, shard_bytes=3_000)
+    assert len(list((tmp_path / "theirs").glob("*.safetensors"))) > 2
+    assert not import_run(tmp_path / "theirs", tmp_path / "run").failed
+    write_checked(LoadedRun.read(tmp_path / "run"), tmp_path / "again")
+    for name, array in weights.read_weights(tmp_path / "again").items():
+        np.testing.assert_array_equal(array, arrays[name].astype(dtype).astype(np.float32))
+
+
+def test_an_untied_gpt2_keeps_its_own_vocabulary_map(tmp_path):
+    arrays = dict(write_text_model(tmp_path / "theirs", "gpt2", **SPECIAL["gpt2"]))
+    for file in (tmp_path / "theirs").glob("*.safetensors*"):
+        file.unlink()
+    arrays["lm_head.weight"] = arrays["transformer.wte.weight"][::-1].copy()
+    weights.write_weights(tmp_path / "theirs", arrays)
+    with pytest.raises(ExportError, match="set tie_word_embeddings to false"):
+        read_folder(tmp_path / "theirs")
+    change_json(tmp_path / "theirs", "config.json", tie_word_embeddings=False)
+    import_run(tmp_path / "theirs", tmp_path / "run")
+    write_checked(LoadedRun.read(tmp_path / "run"), tmp_path / "again")
+    again = weights.read_weights(tmp_path / "again")
+    assert again.keys() == arrays.keys()
+    np.testing.assert_array_equal(again["lm_head.weight"], arrays["lm_head.weight"])
 
 
 def test_chat_templates_survive_import_and_export(tmp_path):

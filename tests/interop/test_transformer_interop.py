@@ -188,7 +188,7 @@ def test_configs_of_older_versions():
 @pytest.mark.parametrize(
     ("kind", "change", "message"),
     [
-        ("llama", {"model_type": "mistral"}, "model_type='mistral' has no counterpart"),
+        ("llama", {"model_type": "mamba"}, "model_type='mamba' has no counterpart"),
         ("llama", {"mlp_bias": True}, "mlp_bias=True"),
         (
             "llama",
@@ -216,7 +216,8 @@ def test_forms_without_counterpart_are_refused(kind, change, message):
 @pytest.mark.parametrize(
     ("kind", "change", "message"),
     [
-        ("llama", {"window": 4}, "LlamaForCausalLM has window=None only; this model has window=4"),
+        ("llama", {"window": 4, "global_every": 2}, "LlamaForCausalLM has global_every=None only; this model has g"),
+        ("llama", {"window": 4, "global_layers": (1,)}, r"global_layers=\(\) only"),
         ("llama", {"feedforward": "geglu"}, "feedforward='swiglu' only"),
         ("qwen3", {"local_rope_theta": 10.0}, "local_rope_theta=None only"),
         ("modernbert", {"num_kv_heads": 1}, "num_kv_heads=2 only"),
@@ -257,6 +258,15 @@ def test_scaled_positions_come_back(scaling):
     assert interop.config_from_hugging_face(again) == config
     if scaling["rope_type"] == "dynamic":
         assert again["max_position_embeddings"] == config.rope_scaling.original == 256
+
+
+def test_a_llama_with_windows_in_every_layer_is_a_mistral():
+    config = CONFIGS["llama"].replace(window=4)
+    values = interop.config_to_hugging_face(config, 7)
+    assert (values["architectures"], values["model_type"]) == (["MistralForCausalLM"], "mistral")
+    assert values["sliding_window"] == 5
+    assert interop.config_from_hugging_face(values) == config
+    assert interop.config_from_hugging_face(values | {"sliding_window": None}) == CONFIGS["llama"]
 
 
 @pytest.mark.parametrize("kinds", ["ssf", "fss", "sff", "fsf", "sss"])

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.parity
 
 CLASSES = {
     "llama": "LlamaConfig",
+    "mistral": "MistralConfig",
     "qwen3": "Qwen3Config",
     "modernbert": "ModernBertConfig",
     "bert": "BertConfig",

@@ -38,7 +38,7 @@ def save(folder, architecture, **changes):
     """Writes a randomly initialised model and its tokenizer; returns the model."""
     torch.manual_seed(0)
     model_type = families.MODEL_TYPES[architecture]
-    if model_type == "gpt2":
+    if model_type in ("gpt2", "mistral", "qwen3"):
         special = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
         made = byte_level("<|endoftext|>")
     elif "roberta" in model_type:
@@ -50,6 +50,8 @@ def save(folder, architecture, **changes):
     inputs = ["input_ids", "attention_mask", *(["token_type_ids"] if model_type == "bert" else [])]
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=made, model_input_names=inputs, **special)
     settings = SHAPES.get(model_type, SMALL) | {"vocab_size": len(tokenizer) + 3, "initializer_range": 0.3}
+    if model_type == "mistral":
+        settings |= {"num_key_value_heads": 1}
     if "roberta" in model_type:
         settings |= {"max_position_embeddings": len(tokenizer) + 96}
     if model_type == "modernbert":
@@ -62,7 +64,7 @@ def save(folder, architecture, **changes):
     with torch.no_grad():
         for parameter in model.parameters():  # biases of 0 and scales of 1 would hide one that is not read
             parameter.add_(0.1 * torch.randn_like(parameter))
-    if architecture == "GPT2LMHeadModel":
+    if model_type in ("gpt2", "mistral", "qwen3"):  # how its texts were to be drawn, which is none of ours
         model.generation_config = transformers.GenerationConfig(do_sample=True)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -111,6 +113,23 @@ def test_parameters_of_flax_are_those_that_transformers_has(tmp_path, architectu
     verdict = import_run(tmp_path / "theirs", tmp_path / "run")
     assert verdict.is_full
     assert not verdict.failed
+
+
+@pytest.mark.parametrize("sliding_window", [5, None])
+def test_a_mistral_with_and_without_windows(tmp_path, sliding_window):
+    save(tmp_path / "theirs", "MistralForCausalLM", sliding_window=sliding_window)
+    assert not import_run(tmp_path / "theirs", tmp_path / "run", text=(LONG,)).failed
+    assert LoadedRun.read(tmp_path / "run").experiment.model.window == (sliding_window and sliding_window - 1)
+    assert not write_checked(LoadedRun.read(tmp_path / "run"), tmp_path / "again").failed
+
+
+@pytest.mark.parametrize("rope", [{"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 24}])
+def test_a_qwen3_with_scaled_positions_and_windows_in_its_last_layers(tmp_path, rope):
+    settings = {"sliding_window": 6, "use_sliding_window": True, "max_window_layers": 1, "num_key_value_heads": 1}
+    settings |= {"head_dim": 8, "rope_parameters": rope | {"rope_theta": 500.0}}
+    save(tmp_path / "theirs", "Qwen3ForCausalLM", **settings)
+    assert not import_run(tmp_path / "theirs", tmp_path / "run", text=(LONG,)).failed
+    assert not write_checked(LoadedRun.read(tmp_path / "run"), tmp_path / "again").failed
 
 
 @pytest.mark.parametrize("activation", ["gelu_new", "relu"])

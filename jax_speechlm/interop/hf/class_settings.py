@@ -31,6 +31,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "vocab_size": 32_000, "intermediate_size": 11_008, "num_key_value_heads": None, "head_dim": None,
         "max_position_embeddings": 2048, "mlp_bias": False,
     },
+    "mistral": {name: value for name, value in _CAUSAL.items() if name != "attention_bias"} | {
+        "vocab_size": 32_000, "intermediate_size": 14_336, "num_key_value_heads": 8, "head_dim": None,
+        "max_position_embeddings": 131_072, "sliding_window": 4096,
+    },
     "qwen3": _CAUSAL | {
         "vocab_size": 151_936, "intermediate_size": 22_016, "num_key_value_heads": 32, "head_dim": 128,
         "max_position_embeddings": 32_768, "use_sliding_window": False, "sliding_window": 4096,

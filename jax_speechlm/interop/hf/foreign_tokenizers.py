@@ -16,6 +16,7 @@ from data_pipelines.tokenizers.base import CharTokenizer
 from data_pipelines.tokenizers.hugging_face import HuggingFaceTokenizer, IdMap, ids_around, open_description
 from jax_speechlm.interop import folders
 from jax_speechlm.interop.folders import ExportError, errors_of
+from jax_speechlm.interop.hf.text_families import SAME_FAMILY
 from jax_speechlm.interop.hf.tokenizer_files import description, replacement
 from jax_speechlm.objectives.asr.whisper_tokens import TIMESTAMPS, WhisperTokens
 
@@ -314,7 +315,7 @@ def _tokenizer(
 ) -> HuggingFaceTokenizer:
     special = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     special |= {name: value for name, value in values.items() if name.endswith("_token_id")}
-    if values.get("model_type") == "xlm-roberta":  # which only its tokenizer distinguishes from a RoBERTa
+    if values.get("model_type") in SAME_FAMILY:  # which the model's form does not distinguish from another
         special["model_type"] = values["model_type"]
     with errors_of(folder):
         return HuggingFaceTokenizer(json.dumps(tokenizer_json, ensure_ascii=False), places, files, special)

@@ -129,8 +129,10 @@ def package(run: LoadedRun) -> Package:
 def settings(experiment: Experiment, tokenizer: Tokenizer | None) -> Settings:
     """Converts a run's config to `config.json` and further files by name; no parameter is needed."""
     config, files = _form(experiment).settings(experiment, tokenizer)
-    if config.get("model_type") == "xlm-roberta":  # a RoBERTa with another tokenizer, which names the model_type
-        config["architectures"] = [name.replace("Roberta", "XLMRoberta") for name in config["architectures"]]
+    if (model_type := config.get("model_type")) in families.SAME_FAMILY:  # as an imported tokenizer may say
+        tables = (families.ENCODERS, families.LANGUAGE_MODELS, *TEXT_HEADS.values())
+        family, (name,) = families.SAME_FAMILY[model_type], config["architectures"]
+        config["architectures"] = [next((t[model_type] for t in tables if t.get(family) == name), name)]
     return config | {"dtype": "float32"}, files
 
 

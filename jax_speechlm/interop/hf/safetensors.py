@@ -29,6 +29,9 @@ _INTEGERS = {"I64": np.dtype(np.int64), "I32": np.dtype(np.int32)}
 _BUFFERS = "num_batches_tracked", "position_ids", "token_type_ids"
 """Last parts of names of arrays of integers that a model may save: counts and ranges, which are no parameters."""
 
+_MASKS = {"BOOL": np.dtype(np.bool_), "U8": np.dtype(np.uint8)}
+_MASK = ".attn.bias"  # end of the name of GPT-2's causal mask, which earlier versions saved
+
 _BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "I16": 16, "U16": 16, "I32": 32, "U32": 32}
 _BITS |= {"I64": 64, "U64": 64, "F64": 64} | {name: 8 * dtype.itemsize for name, dtype in DTYPES.items()}
 _LONGEST_HEADER = 8 << 20  # some 60,000 arrays
@@ -73,8 +76,8 @@ def open_arrays(file: Path) -> dict[str, np.ndarray]:
 
 def _dtype(name: str, entry: Entry) -> np.dtype | None:
     """Returns an array's type; None if neither parameters nor buffers of that name have it."""
-    is_buffer = name.rpartition(".")[2] in _BUFFERS
-    return (DTYPES | _INTEGERS if is_buffer else DTYPES).get(entry.dtype)
+    is_buffer, is_mask = name.rpartition(".")[2] in _BUFFERS, name.endswith(_MASK)
+    return (DTYPES | (_INTEGERS if is_buffer else _MASKS if is_mask else {})).get(entry.dtype)
 
 
 def read_header(file: Path) -> tuple[dict[str, Entry], int]:

@@ -34,6 +34,7 @@ ENCODERS = {model_type: f"{name}Model" for model_type, name in _ENCODERS.items()
 """By `model_type`, the bare encoders."""
 LANGUAGE_MODELS = {
     "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "gpt2": "GPT2LMHeadModel",
 } | {model_type: f"{name}ForMaskedLM" for model_type, name in _ENCODERS.items()}
@@ -46,7 +47,8 @@ MODEL_TYPES = {
     for model_type, name in classes.items()
 }
 """The `model_type` of every class."""
-CAUSAL = ("llama", "qwen3", "gpt2")
+SAME_FAMILY = {"xlm-roberta": "roberta", "mistral": "llama"}
+"""Classes that compute what another family's do. An XLM-RoBERTa has another tokenizer, a Mistral perhaps windows."""
 
 
 class _Layer(NamedTuple):

@@ -54,12 +54,9 @@ _FIXED = {
     "distilbert": {},
 }
 _FORM = FORMS | dict.fromkeys(("roberta", "distilbert"), FORMS["bert"])  # the same on our side
-_SAME_FAMILY = {"xlm-roberta": "roberta"}
-"""Classes that compute what another family's do: they differ in their tokenizers alone."""
-
 # Settings that have a value with others, and that are None here.
 _NEVER = {
-    "llama": ("positions", "window"),
+    "llama": ("positions", "global_every", "local_rope_theta"),
     "qwen3": ("positions", "local_rope_theta"),
     "gpt2": ("window",),
     "modernbert": ("positions", "rope_scaling"),
@@ -77,9 +74,9 @@ def config_from_hugging_face(values: Mapping[str, Any]) -> TransformerConfig:
     """
     values = completed(values)
     model_type = values.get("model_type")
-    family = _SAME_FAMILY.get(model_type, model_type)
+    family = families.SAME_FAMILY.get(model_type, model_type)
     if family not in _FORM:
-        known = ", ".join([*_FORM, *_SAME_FAMILY])
+        known = ", ".join([*_FORM, *families.SAME_FAMILY])
         raise ValueError(f"config.json: model_type={model_type!r} has no counterpart here; {known} have")
     mapping.require_fixed(values, _FIXED[family])
     renamed = _RENAMED_IN.get(family, _RENAMED)
@@ -103,7 +100,8 @@ def config_to_hugging_face(config: TransformerConfig, vocab_size: int) -> dict[s
     """
     family = family_of(config)
     settings = {name: getattr(config, setting) for name, setting in _RENAMED_IN.get(family, _RENAMED).items()}
-    settings |= _FIXED[family] | {"model_type": family, "architectures": [architecture_of(config)]}
+    architecture = architecture_of(config)
+    settings |= _FIXED[family] | {"model_type": families.MODEL_TYPES[architecture], "architectures": [architecture]}
     settings |= {"vocab_size": vocab_size, "bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
     if epsilon := _EPSILON.get(family, "rms_norm_eps"):
         settings[epsilon] = config.norm_epsilon
@@ -125,6 +123,8 @@ def config_to_hugging_face(config: TransformerConfig, vocab_size: int) -> dict[s
     settings |= rope_settings.scaling_to_hugging_face(config.rope_scaling, config.rope_theta)
     if config.window is None:
         return settings
+    if family == "llama":
+        return settings | {"sliding_window": config.window + 1}
     return settings | {"use_sliding_window": True, "sliding_window": config.window + 1, "layer_types": types}
 
 
@@ -144,6 +144,8 @@ def family_of(config: TransformerConfig) -> str:
         form |= {"num_kv_heads": config.num_heads, "head_dim": config.dim // config.num_heads}
     if is_bare(config):
         form |= {"head": "linear", "tied": True}
+    if family == "llama":
+        form |= {"global_layers": ()}
     if family == "gpt2":
         form |= {"num_kv_heads": config.num_heads, "head_dim": config.dim // config.num_heads}
     form |= dict.fromkeys(_NEVER[family])
@@ -169,7 +171,10 @@ def is_bare(config: TransformerConfig) -> bool:
 
 def architecture_of(config: TransformerConfig) -> str:
     """Returns the class in transformers of a language model or a bare encoder."""
-    return (families.ENCODERS if is_bare(config) else families.LANGUAGE_MODELS)[family_of(config)]
+    family = family_of(config)
+    if is_bare(config):
+        return families.ENCODERS[family]
+    return families.LANGUAGE_MODELS["mistral" if family == "llama" and config.window else family]
 
 
 def _has_no_masked_lm(values: Mapping[str, Any], family: str) -> bool:
@@ -233,8 +238,9 @@ def _attention_from(values: Mapping[str, Any], family: str) -> dict[str, Any]:
         rope = scaling or rope
         theta = local = float(rope.get("rope_theta") or values["rope_theta"])
         angles = {"rope_theta": theta, "rope_scaling": rope_settings.scaling_from_hugging_face(rope, values)}
-        if family == "llama":  # which never has windows
-            return angles
+        if family == "llama":  # of which only Mistral has windows
+            size = values["sliding_window"] if values["model_type"] == "mistral" else None
+            return angles | {"window": None if size is None else size - 1}
         size = values["sliding_window"] if values["use_sliding_window"] else None
         first = layers if size is None else values["max_window_layers"]
         types = types or [_FULL if i < first else _SLIDING for i in range(layers)]
