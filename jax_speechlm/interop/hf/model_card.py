@@ -148,6 +148,8 @@ def _program(run: LoadedRun, auto: str) -> str:
         return _CODEC.format(rate=run.experiment.sample_rate, hop=run.experiment.model.hop)
     if isinstance(run.experiment.model, TransformerConfig) and auto in _TEXT_USES:
         texts, what = _TEXT_USES[auto]
+        if getattr(run.experiment.objective, "pooling", "mean") == "cls":
+            what = what.replace(".mean(1)", "[:, 0]")
         return _TEXT_MODEL.format(auto=auto, texts=texts, what=what)
     task, use = _USES[auto]
     if isinstance(run.experiment.model, EncoderDecoderConfig):
