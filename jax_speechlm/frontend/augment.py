@@ -74,7 +74,7 @@ SPEC_AUGMENT = Augment(time_masks=10, time_mask_ratio=0.05, freq_masks=2, freq_m
 
 
 def augment_audio(
-    audio: Int16[Array, "batch samples"],
+    audio: Int16[Array, "batch samples"] | Float32[Array, "batch samples"],
     lengths: Lengths,
     keys: Keys,
     config: Augment,

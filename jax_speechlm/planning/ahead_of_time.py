@@ -130,7 +130,7 @@ class Compiler:
     ):
         experiment = resolve(experiment)
         self._experiment, self._load = experiment, load
-        self._objective: Objective = experiment.objective.build(experiment.model, experiment.frontend, load.tokenizer)
+        self._objective: Objective = experiment.build(load.tokenizer)
         self.mesh: Mesh = meshes.make_mesh(experiment.mesh, devices)
         self.trainer: Trainer = make_trainer(
             self._objective,

@@ -4,6 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal, Union
 
 import pydantic
 
+from data_pipelines.core.tokenizer import Tokenizer
 from jax_speechlm.core.batch import Seed
 from jax_speechlm.core.config import Config
 from jax_speechlm.frontend.frontend import FrontEnd
@@ -17,6 +18,8 @@ from jax_speechlm.models.tts.fastspeech2 import FastSpeech2Config
 from jax_speechlm.models.tts.tacotron import TacotronConfig
 from jax_speechlm.models.vocoders.vocoders import VocoderModel
 from jax_speechlm.models.whisper import WhisperEncoderConfig
+from jax_speechlm.objectives.base import Objective as BuiltObjective
+from jax_speechlm.objectives.perturbation import Perturbation, perturbed
 from jax_speechlm.optim.optimizers import Optimizer
 from jax_speechlm.parallel.mesh import MeshShape
 from jax_speechlm.tasks import TASKS
@@ -317,6 +320,7 @@ class Experiment(Config):
       num_steps: optimizer steps.
       seed: of the batches, the augmentation and the initial parameters.
       init_from: other runs to load parameters from, in order; empty trains from scratch.
+      perturbation: adversarial training on perturbed inputs or embeddings; none by default.
       max_bad_steps: number of consecutive steps with a non-finite loss or gradient after which a run stops.
       topology: the hardware it was sized for, "v5e-16", "2xv5p-512" or "cpu-1", for `jax-speechlm plan`; or None.
     """
@@ -331,6 +335,7 @@ class Experiment(Config):
     num_steps: pydantic.PositiveInt = 1000
     seed: Seed = 0
     init_from: tuple[InitFrom, ...] = ()
+    perturbation: Perturbation = Perturbation()
     max_bad_steps: pydantic.PositiveInt = 20
     mesh: MeshShape = MeshShape()
     topology: str | None = None
@@ -350,6 +355,11 @@ class Experiment(Config):
         task.inputs_of(self.data)
         task.check_model(self.model)
         return self
+
+    def build(self, tokenizer: Tokenizer | None) -> BuiltObjective:
+        """Builds the objective to train, with its perturbation; raises ValueError if its parts do not fit together."""
+        objective = self.objective.build(self.model, self.frontend, tokenizer)
+        return perturbed(objective, self.perturbation)
 
     @property
     def sample_rate(self) -> int:

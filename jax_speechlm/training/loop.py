@@ -112,7 +112,7 @@ def train(
     experiment = resolve(experiment)
     source = source or open_source(experiment)
     warnings = concerns(experiment, source)
-    objective = experiment.objective.build(experiment.model, experiment.frontend, source.tokenizer)
+    objective = experiment.build(source.tokenizer)
     mesh = meshes.make_mesh(experiment.mesh)
     loop = experiment.loop
     meta = {"experiment": experiment.model_dump(mode="json"), "tokenizer": tokenizer_files(source.tokenizer)}
