@@ -63,7 +63,7 @@ def room_response(
     direct = jnp.maximum(jnp.linalg.norm(source - microphone), _APART)
     squares, reflections = [], []
     for axis in range(3):
-        # Images are at 2 m L + x, behind |2m| walls, and mirrored at 2 m L - x, behind |2m - 1|.
+        # Images are at 2 m L + x, of |2 m| reflections, and mirrored at 2 m L - x, of |2 m - 1|.
         reach = math.ceil(TAIL * _SOUND / (2 * _SMALLEST[axis])) + 1
         m = jnp.arange(-reach, reach + 1)
         same, mirrored = 2 * m * size[axis] + source[axis], 2 * m * size[axis] - source[axis]
