@@ -16,7 +16,7 @@ from jax_speechlm.objectives.base import ObjectiveConfig
 from jax_speechlm.recipes.experiment import InitFrom
 from jax_speechlm.training.runs import LoadedRun
 
-SHARED = ("encoder", "transformer", "decoder")
+SHARED = ("encoder", "transformer", "decoder", "pooler")
 """The parameter groups that models share."""
 
 PER_TOKEN = ("transformer/embedding", "transformer/untied", "transformer/prediction/bias", "decoder/embedding")

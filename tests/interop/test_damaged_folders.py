@@ -16,7 +16,9 @@ from jax_speechlm.interop.folders import ExportError
 from jax_speechlm.interop.hf.import_ import Imported, read_folder
 from jax_speechlm.interop.hf.registry import package, write_model
 from jax_speechlm.interop.hf.safetensors import open_arrays
+from jax_speechlm.interop.hf.sentence_transformers import module_files
 from jax_speechlm.interop.hf.weights import INDEX, read_weights, write_weights
+from jax_speechlm.objectives.text_encoder import TextEncoding
 from jax_speechlm.training.runs import tokenizer_files
 from tests.interop.foreign_folders import SPECIAL as TEXT_SPECIAL
 from tests.interop.foreign_folders import write_recognizer, write_text_model, write_whisper
@@ -351,6 +353,41 @@ def test_arrays_can_have_any_shapes(folders_of_kinds, kind, data):
 @given(kind=st.sampled_from(KINDS), data=st.data())
 def test_settings_of_every_kind_can_hold_anything(folders_of_kinds, kind, data):
     assert isinstance(tampered(folders_of_kinds[kind][0], "config.json", data.draw), Imported | ExportError)
+
+
+@pytest.fixture(scope="module")
+def sentences(tmp_path_factory):
+    """A folder of sentence-transformers."""
+    folder = tmp_path_factory.mktemp("fuzz") / "sentences"
+    special = TEXT_SPECIAL["bert"]
+    write_text_model(folder, "bert", architecture="BertModel", **special)
+    for name, value in module_files(TextEncoding(normalize=True), 16, 24).items():
+        folders.write_json(folder, name, value)
+    assert read_folder(folder).experiment.objective.normalize
+    return folder
+
+
+@FEW
+@given(file=st.sampled_from(["modules.json", "1_Pooling/config.json", "sentence_bert_config.json"]), data=st.data())
+def test_settings_of_sentence_transformers_can_hold_anything(sentences, file, data):
+    """A list of modules is changed below its first level."""
+    if file != "modules.json":
+        assert isinstance(tampered(sentences, file, data.draw), Imported | ExportError)
+        return
+    before = (sentences / file).read_bytes()
+    values = json.loads(before)
+    module = data.draw(st.sampled_from(range(len(values))))
+    if data.draw(st.booleans()):
+        values[module] = data.draw(ANY)
+    else:
+        values[module][data.draw(st.sampled_from(["path", "type"]))] = data.draw(ANY)
+    (sentences / file).write_text(json.dumps(values))
+    try:
+        assert isinstance(read_folder(sentences), Imported)
+    except ExportError:
+        pass
+    finally:
+        (sentences / file).write_bytes(before)
 
 
 WHISPER_FILES = ["generation_config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"]

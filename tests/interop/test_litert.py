@@ -21,4 +21,4 @@ def test_it_runs_in_litert(tmp_path):
     assert record["read_by"] == {"ai_edge_litert": version("ai-edge-litert")}
     assert record["check"]["rows"] == 10
     assert record["check"]["tokens"] > 20
-    assert run_docs("ai_edge_litert", out, file) == transcript(run, file)
+    assert run_docs('about["signatures"]', out, file) == transcript(run, file)

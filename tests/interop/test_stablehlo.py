@@ -30,7 +30,7 @@ def exported(run, tmp_path_factory):
 def test_it_runs_without_this_package(run, exported, tmp_path):
     """By the program that the docs show, which reads StableHLO, safetensors and JSON and nothing else."""
     file = save_audio(tmp_path / "noise.wav")
-    assert run_docs("jax.export.deserialize", exported, file) == transcript(run, file)
+    assert run_docs("recognize = jax.jit(jax.export.deserialize", exported, file) == transcript(run, file)
     names = {path.name for path in exported.iterdir()}
     assert names == {"recognizer.stablehlo", "weights.safetensors", "jax_speechlm.json"}
 

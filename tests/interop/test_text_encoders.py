@@ -1,5 +1,6 @@
 """Text encoders of other writers become runs that embed texts, and go back as they were."""
 
+import dataclasses
 import shutil
 
 import jax
@@ -16,10 +17,14 @@ from jax_speechlm.interop.hf import text_families as families
 from jax_speechlm.interop.hf import weights
 from jax_speechlm.interop.hf.export import write_checked
 from jax_speechlm.interop.hf.import_ import import_run, read_folder
+from jax_speechlm.interop.hf.registry import package
 from jax_speechlm.models.transformer import Transformer
 from jax_speechlm.nn import functional
+from jax_speechlm.objectives.heads.classification import Classification
 from jax_speechlm.objectives.text_encoder import TextEncoding
+from jax_speechlm.recipes.experiment import InitFrom
 from jax_speechlm.training.runs import LoadedRun
+from jax_speechlm.training.warm_start import take_over_all
 from tests.interop.foreign_folders import SPECIAL, TEXTS, change_json, load, write_json, write_text_model
 
 MORE = [*TEXTS, "", "a", "日本", "the cat " * 40]
@@ -191,6 +196,28 @@ def test_a_classifier_becomes_a_run_and_a_folder_again(tmp_path, kind):
     assert again.keys() == arrays.keys()
     for name, array in arrays.items():
         np.testing.assert_array_equal(again[name], array)
+
+
+def test_a_classifier_that_is_started_from_an_encoder_takes_its_pooler_and_is_exported(tmp_path):
+    """As transformers starts a BertForSequenceClassification from a BertModel; only its head is new."""
+    write_encoder(tmp_path / "theirs", "bert")
+    import_run(tmp_path / "theirs", tmp_path / "encoder")
+    encoder = LoadedRun.read(tmp_path / "encoder")
+    objective = Classification(classes=("a", "b", "c"), pooling="cls", pooler="tanh")
+    built = objective.build(encoder.experiment.model, None, encoder.tokenizer)
+    starts = (InitFrom(checkpoint=str(tmp_path / "encoder")),)
+    params, messages = take_over_all(starts, functional.init(built.make, jax.random.key(0)), encoder.tokenizer)
+    assert messages[-1].startswith("new: head (")
+    for group in ("transformer", "pooler"):
+        jax.tree.map(np.testing.assert_array_equal, params[group], encoder.params[group])
+    run = dataclasses.replace(
+        encoder, experiment=encoder.experiment.replace(objective=objective), params=params, units=None
+    )
+    assert not write_checked(run, tmp_path / "out").failed
+    assert load(tmp_path / "out", "config.json")["architectures"] == ["BertForSequenceClassification"]
+    mean = dataclasses.replace(run, experiment=run.experiment.replace(objective=objective.replace(pooling="mean")))
+    with pytest.raises(ExportError, match=r"has objective\.pooling=cls and objective\.pooler=tanh only"):
+        package(mean)
 
 
 def test_a_classifier_of_several_labels_at_once_is_refused(tmp_path):
