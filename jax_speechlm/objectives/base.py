@@ -48,6 +48,11 @@ class ObjectiveConfig(Config):
         return self.kind
 
     @property
+    def of_model(self) -> "ObjectiveConfig":
+        """The objective whose model is trained: itself, or that of a distillation's student."""
+        return self
+
+    @property
     def couples_rows(self) -> bool:
         """Whether the loss is not a plain mean over a batch's targets, so that micro-batches change the gradient."""
         return False

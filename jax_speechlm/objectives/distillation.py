@@ -27,6 +27,7 @@ from jax_speechlm.core.errors import CheckpointError
 from jax_speechlm.core.tree import paths
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models.encoders import EncoderConfig
+from jax_speechlm.models.transducer import TransducerModel
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.functional import Params
@@ -35,6 +36,7 @@ from jax_speechlm.nn.vocabulary_loss import CHUNK_LOGITS
 from jax_speechlm.objectives.asr import ctc
 from jax_speechlm.objectives.asr.ctc import CTC
 from jax_speechlm.objectives.asr.ctc_loss import is_feasible
+from jax_speechlm.objectives.asr.transducer import Transducer
 from jax_speechlm.objectives.base import (
     Metrics,
     Objective,
@@ -62,7 +64,8 @@ class Teacher(Config):
     """A trained model, and the layers whose hidden states are distilled.
 
     Attributes:
-      checkpoint: a run's directory, or one of its checkpoints/<step> folders; of the student's kind and tokenizer.
+      checkpoint: a run's directory, or one of its checkpoints/<step> folders; with the student's tokenizer, and of its
+        kind, or of kind ctc for a transducer.
       layers: pairs (layers of the student, layers of the teacher): layer counts after which hidden states should agree.
       model, frontend: its model and front end; None reads them from the checkpoint.
     """
@@ -80,7 +83,7 @@ class Distillation(ObjectiveConfig):
     temperature, + hidden_weight * the distance of hidden states.
 
     Attributes:
-      student: the student's own objective.
+      student: the student's own objective. The distribution of a transducer is that of its CTC head.
       teachers: with several, the mean of their distributions is the target.
       share: share of the divergence from the teachers in the loss.
       temperature: divides the logits of student and teachers; higher values emphasise unlikely tokens.
@@ -89,7 +92,7 @@ class Distillation(ObjectiveConfig):
     """
 
     kind: Literal["distillation"] = "distillation"
-    student: Annotated[CTC | CausalLM, Field(discriminator="kind")] = CTC()
+    student: Annotated[CTC | CausalLM | Transducer, Field(discriminator="kind")] = CTC()
     teachers: Annotated[tuple[Teacher, ...], Field(min_length=1)]
     share: Annotated[float, Field(ge=0, le=1)] = 0.5
     temperature: Annotated[float, Field(ge=1e-4, le=1e4)] = 1.0
@@ -99,6 +102,15 @@ class Distillation(ObjectiveConfig):
     @property
     def model_kind(self) -> str:
         return self.student.model_kind
+
+    @property
+    def of_model(self) -> ObjectiveConfig:
+        return self.student
+
+    @property
+    def _taught(self) -> CTC | CausalLM:
+        """Default settings of the teachers' objective, of which only the module is used, not the loss."""
+        return CTC() if isinstance(self.student, Transducer) else type(self.student)()
 
     def resolve(self, runs: Runs) -> "Distillation":
         """Returns the objective with each teacher's model, front end and exact checkpoint filled in.
@@ -119,10 +131,10 @@ class Distillation(ObjectiveConfig):
                 raise
             return teacher
         experiment = runs.experiment(checkpoint)
-        if experiment.objective.model_kind != self.student.kind:
+        if experiment.objective.model_kind != self._taught.kind:
             raise CheckpointError(
                 f"{checkpoint}: was trained by {experiment.objective.model_kind}, its student is by "
-                f"{self.student.kind}: name a teacher of the same kind"
+                f"{self.student.kind}: name a teacher of kind {self._taught.kind}"
             )
         shape = {"model": teacher.model or experiment.model, "frontend": teacher.frontend or experiment.frontend}
         return teacher.replace(checkpoint=checkpoint, **shape)
@@ -146,6 +158,11 @@ class Distillation(ObjectiveConfig):
         parts `own`, `divergence` (temperature^2 * KL, nats) and `distance`, and the student's other metrics.
         """
         check_keeps_time(frontend, "teachers' frames, which are of speech without augmentation")
+        if isinstance(self.student, Transducer) and not self.student.ctc_weight:
+            raise ValueError(
+                "objective.student is a transducer without the CTC head that takes the teachers' distributions: set "
+                "objective.student.ctc_weight above 0"
+            )
         own = self.student.build(model, frontend, tokenizer)
         built = [self._build(teacher, model, frontend, tokenizer) for teacher in self.teachers]
 
@@ -198,7 +215,7 @@ class Distillation(ObjectiveConfig):
         teacher_views, distances = [], []
         for index, teacher in enumerate(self.teachers):
             module, layers = scaffold["teachers"][str(index)], [layer for _, layer in teacher.layers]
-            taught = _view(module, type(self.student)(), batch, None, teacher.frontend, layers)
+            taught = _view(module, self._taught, batch, None, teacher.frontend, layers)
             states, tapped = jax.lax.stop_gradient((taught.states, taught.tapped))
             states, tapped = jax.tree.map(view.repeat, (states, tapped))
             teacher_views.append(View(states, lambda x, f=taught.logits: jax.lax.stop_gradient(f(x)), tapped))
@@ -228,9 +245,9 @@ class Distillation(ObjectiveConfig):
         if teacher.model.kind != model.kind:
             raise ValueError(
                 f"objective.teachers: {teacher.checkpoint} is a {teacher.model.kind}, the student a {model.kind}: name "
-                f"one that was trained by {self.student.kind}"
+                f"one that was trained by {self._taught.kind}"
             )
-        if self.student.kind == "ctc":
+        if isinstance(self._taught, CTC):
             grid, teacher_grid = frame_grid(model, frontend.mel), frame_grid(teacher.model, teacher.frontend.mel)
             if grid != teacher_grid:
                 raise ValueError(
@@ -243,9 +260,8 @@ class Distillation(ObjectiveConfig):
                     f"objective.teachers: the pair of layers {pair} goes beyond the student's "
                     f"{model.num_layers} or the {teacher.model.num_layers} of {teacher.checkpoint}"
                 )
-        own = type(self.student)()  # default settings: only the module is used, not the loss
         plain = teacher.frontend.replace(augment=type(teacher.frontend.augment)())
-        return own.build(teacher.model, plain, tokenizer)
+        return self._taught.build(teacher.model, plain, tokenizer)
 
 
 def _teacher_params(teacher: Teacher, shapes: Params, tokenizer: Tokenizer | None, runs: Runs) -> Params:
@@ -292,8 +308,8 @@ class View(NamedTuple):
 
 
 def _view(
-    model: ctc.CTCModel | causal_lm.TextModel,
-    config: CTC | CausalLM,
+    model: ctc.CTCModel | TransducerModel | causal_lm.TextModel,
+    config: CTC | Transducer | CausalLM,
     batch: Batch,
     key: PRNGKeyArray | None,
     frontend: FrontEnd,
@@ -301,17 +317,22 @@ def _view(
 ) -> View:
     """Runs a model of the student's kind, with hidden states of some layers."""
     taps = tuple(sorted(set(layers)))
-    if isinstance(config, CTC):
-        output = config.forward(model, batch, key, frontend, taps)
+    if isinstance(config, CTC | Transducer):
+        output, views, repeat = config.forward(model, batch, key, frontend, taps), 1, View._field_defaults["repeat"]
+        if isinstance(config, CTC):
+            logits, views, repeat = output.logits, output.views, output.repeat
+        else:
+            logits = model.ctc_logits(output.hidden)
 
         def score():
-            targets = (output.repeat(by_utterance(batch)[name]) for name in ("tokens", "token_length", "weight"))
+            targets = (repeat(by_utterance(batch)[name]) for name in ("tokens", "token_length", "weight"))
             tokens_BxNxU, token_length_BxN, weight_BxN = targets
             feasible_BxN = is_feasible(output.segments.length, tokens_BxNxU, token_length_BxN)
-            weight_BxN = weight_BxN / output.views * feasible_BxN
-            return config.score(output, batch), output.segments.spread(weight_BxN, output.logits.shape[1])
+            weight_BxT = output.segments.spread(weight_BxN / views * feasible_BxN, logits.shape[1])
+            own = config.score(output, batch) if isinstance(config, CTC) else config.score(model, output, batch)
+            return own, weight_BxT
 
-        return View(output.logits, lambda logits: logits, output.tapped, score, output.repeat)
+        return View(logits, lambda logits: logits, output.tapped, score, repeat)
 
     transformer = model.transformer
     row = batch["tokens"], batch["segment"], batch["position"]

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,14 +17,18 @@ from jax_speechlm.core.errors import CheckpointError
 from jax_speechlm.decoding.ctc.alignment import Span, words_of
 from jax_speechlm.decoding.ctc.posteriors import Frames, path_spans
 from jax_speechlm.decoding.transducer import greedy
+from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import log_mel
+from jax_speechlm.inference.asr.ctc import Recognizer
 from jax_speechlm.inference.asr.decoder import Decoding
 from jax_speechlm.inference.asr.hypothesis import Endpointing
+from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.models.streaming import StreamingEncoder
 from jax_speechlm.models.transducer import TransducerConfig
 from jax_speechlm.nn import functional
 from jax_speechlm.objectives.asr.ctc import CTC
 from jax_speechlm.objectives.asr.transducer import Transducer
+from jax_speechlm.training.runs import LoadedRun
 from tests.contracts.streaming import random_cuts
 from tests.evaluation.runs import save_run
 from tests.trained_tones import FRAME, QUIET, STREAMING, TOKENIZER, speak, trained_run
@@ -205,6 +210,13 @@ def test_what_a_run_was_not_trained_for_is_refused(model):
     beam = jax_speechlm.load(trained_run(STREAMING), Decoding(decoder="beam"))
     with pytest.raises(ValueError, match="greedy search with one model"):
         beam.stream()
+    fast = FastConformerConfig(
+        input_dim=16, dim=8, num_layers=1, num_heads=2, channels=4, causal=True, chunk_lengths=(2,), left_context=4
+    )
+    mel = STREAMING.frontend.mel.replace(variant="nemo", stack=1)
+    run = LoadedRun(Path("runs/a"), 0, STREAMING.replace(model=fast, frontend=FrontEnd(mel=mel)), TOKENIZER, {})
+    with pytest.raises(CheckpointError, match="would shift a running mean: train with --frontend"):
+        Recognizer((run,)).streams(1, None, Endpointing())
 
 
 def test_the_command_prints_partial_transcripts_as_lines_of_json(recordings, tmp_path, capsys):

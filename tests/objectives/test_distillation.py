@@ -10,10 +10,12 @@ import pytest
 from data_pipelines.tokenizers.base import CharTokenizer
 from jax_speechlm.frontend.augment import Augment
 from jax_speechlm.frontend.frontend import FrontEnd, features
+from jax_speechlm.models.transducer import StatelessPredictorConfig, TransducerConfig
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.functional import Params
 from jax_speechlm.objectives import distillation
 from jax_speechlm.objectives.asr.ctc import CTC
+from jax_speechlm.objectives.asr.transducer import Transducer
 from jax_speechlm.objectives.distillation import GROUP, Distillation, Teacher, student_part
 from jax_speechlm.objectives.lm.causal_lm import CausalLM
 from tests.objectives import text
@@ -259,3 +261,28 @@ def test_large_vocabularies_are_gone_through_in_parts():
 def test_a_teacher_that_does_not_fit_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         Distillation(teachers=(TEACHERS[0].replace(**change),)).build(STUDENT, FRONTEND, LETTERS)
+
+
+def test_a_transducer_learns_from_a_ctc_model_through_its_head_and_its_encoder():
+    """Its own loss is the transducer's; the divergence is that of its CTC head, as of a CTC student."""
+    teachers = (TEACHERS[0].replace(layers=((1, 2),)),)
+    network = TransducerConfig(dim=8, dropout=0.0, predictor=StatelessPredictorConfig())
+    student = Transducer(network=network, ctc_weight=0.25)
+    config = Distillation(student=student, teachers=teachers, share=0.3, temperature=2.5, hidden_weight=0.7)
+    built, params = _made(config, STUDENT, FRONTEND, LETTERS)
+    batch = batch_of()
+    loss, metrics, gradient = with_gradient(built)(params, batch, None)
+    alone = student_part(params)
+    own, _ = jax.jit(student.build(STUDENT, FRONTEND, LETTERS).loss)(alone, batch, None)
+    as_ctc = Distillation(student=CTC(), teachers=teachers, share=0.3, temperature=2.5, hidden_weight=0.7)
+    ctc_params = {name: params[name] for name in ("encoder", "head", GROUP)}
+    _, expected = jax.jit(as_ctc.build(STUDENT, FRONTEND, LETTERS).loss)(ctc_params, batch, None)
+    for name in ("divergence", "distance"):
+        np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-5)
+    targets = expected["loss"][1]
+    total = 0.7 * float(own) + (0.3 * float(metrics["divergence"][0]) + 0.7 * float(metrics["distance"][0])) / targets
+    np.testing.assert_allclose(loss, total, rtol=1e-4)
+    assert {"transducer", "ctc", "infeasible"} <= set(metrics)
+    assert all(gradient[name]["kernel"].any() for name in ("head", "joint"))
+    with pytest.raises(ValueError, match=r"set objective\.student\.ctc_weight above 0"):
+        config.replace(student=student.replace(ctc_weight=0.0)).build(STUDENT, FRONTEND, LETTERS)

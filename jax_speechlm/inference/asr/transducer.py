@@ -98,7 +98,7 @@ class TransducerRecognizer(Transcriber):
     @staticmethod
     def stream_search(run: LoadedRun) -> StreamingGreedy:
         """Returns the search for streams of a run."""
-        objective = run.experiment.objective
+        objective = run.experiment.objective.of_model
         return StreamingGreedy(objective.make_model(run.experiment.model, run.tokenizer), objective.durations)
 
     def transcribe_batches(self, batches: Iterable[Batch]) -> dict[int, Transcription]:
@@ -159,7 +159,7 @@ class TransducerRecognizer(Transcriber):
     @functools.cached_property
     def _graphdef(self) -> Any:
         experiment = self.experiment
-        return functional.declare(experiment.objective.make_model(experiment.model, self.tokenizer)).graphdef
+        return functional.declare(experiment.objective.of_model.make_model(experiment.model, self.tokenizer)).graphdef
 
     def _encoded(self, model: TransducerModel, batch: Batch) -> tuple[jax.Array, jax.Array]:
         hidden_BxTxD, length_B = encode(model.encoder, batch, self.experiment.frontend, None)
@@ -175,7 +175,7 @@ class TransducerRecognizer(Transcriber):
 
     @functools.cached_property
     def _greedy(self) -> Callable[[Params, Batch], greedy.Emissions]:
-        durations = self.experiment.objective.durations
+        durations = self.experiment.objective.of_model.durations
 
         def decode(params: Params, batch: Batch) -> greedy.Emissions:
             model = functional.bind(self._graphdef, params)
@@ -198,7 +198,7 @@ class TransducerRecognizer(Transcriber):
             return state, *model.log_probs(frames, state.output)
 
         bound = (functools.partial(function, self.params) for function in (start, advance))
-        return Network(*bound, self.experiment.objective.durations)
+        return Network(*bound, self.experiment.objective.of_model.durations)
 
     def _search(self, encoder_BxTxJ: np.ndarray, length_B: np.ndarray, *arguments: Any) -> list[list[TimedHypothesis]]:
         """Runs `beam_search` on rows filled up to a power of two, so that few programs are compiled."""

@@ -1,16 +1,16 @@
 """Transducers, RNN-T (Graves 2012) and TDT (Xu et al. 2023), with an auxiliary CTC loss."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt
 
 from data_pipelines.core.tokenizer import Tokenizer
 from jax_speechlm.core.batch import Batch, by_utterance
-from jax_speechlm.core.segments import Lengths
+from jax_speechlm.core.segments import Lengths, Segments
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models.encoders import EncoderConfig, forward_flops
 from jax_speechlm.models.transducer import TransducerConfig, TransducerModel
@@ -26,7 +26,7 @@ from jax_speechlm.objectives.base import (
     on_params,
     row_keys,
 )
-from jax_speechlm.objectives.heads.base import encode
+from jax_speechlm.objectives.heads.base import encode, encode_layers
 from jax_speechlm.parallel import mesh as meshes
 from jax_speechlm.parallel import sequence
 
@@ -68,7 +68,7 @@ class Transducer(ObjectiveConfig):
         make, outputs = self.make_model(model, tokenizer), tokenizer.vocab_size + len(self.durations)
 
         def score(module: TransducerModel, batch: Batch, key: PRNGKeyArray | None) -> Metrics:
-            return self.score(module, by_utterance(batch), key, frontend)
+            return self.score(module, self.forward(module, batch, key, frontend), batch)
 
         def ctc_logits(module: TransducerModel, batch: Batch) -> tuple[Array, Lengths]:
             hidden_BxTxD, lengths = encode(module.encoder, batch, frontend, None)
@@ -83,15 +83,27 @@ class Transducer(ObjectiveConfig):
         parts = {"logits": on_params(make, ctc_logits)} if self.ctc_weight else {}
         return Objective.of(make, score, batch_flops=flops, **parts)
 
-    def score(self, module: TransducerModel, batch: Batch, key: PRNGKeyArray | None, frontend: FrontEnd) -> Metrics:
-        """Computes the loss and its parts, weighted by the number of targets."""
+    def forward(
+        self,
+        module: TransducerModel,
+        batch: Batch,
+        key: PRNGKeyArray | None,
+        frontend: FrontEnd,
+        taps: tuple[int, ...] = (),
+    ) -> "TransducerOutput":
+        """Runs encoder and predictor, for evaluation without a key; `taps` are layer counts to return."""
+        batch = by_utterance(batch)
         encode_key, predictor_key = (None, None) if key is None else jax.random.split(key)
-        hidden_BxTxD, segments = encode(module.encoder, batch, frontend, encode_key)
-        targets = segments.segment(hidden_BxTxD.shape[1]), batch["tokens"], batch["token_length"]
-        encoder_BxTxJ = module.project(hidden_BxTxD)
+        hidden_BxTxD, tapped, segments = encode_layers(module.encoder, batch, frontend, encode_key, taps)
         predictor_BxNxLxJ = module.predict(batch["tokens"], row_keys(predictor_key, batch))
+        return TransducerOutput(hidden_BxTxD, predictor_BxNxLxJ, tapped, segments)
+
+    def score(self, module: TransducerModel, output: "TransducerOutput", batch: Batch) -> Metrics:
+        """Computes the loss and its parts, weighted by the number of targets."""
+        batch, hidden_BxTxD, predictor_BxNxLxJ = by_utterance(batch), output.hidden, output.predictor
+        targets = output.segments.segment(hidden_BxTxD.shape[1]), batch["tokens"], batch["token_length"]
         loss_BxN, feasible_BxN = packed_transducer_loss(
-            encoder_BxTxJ,
+            module.project(hidden_BxTxD),
             predictor_BxNxLxJ,
             module.joint.kernel[...],
             module.joint.bias[...],
@@ -111,6 +123,15 @@ class Transducer(ObjectiveConfig):
         num_targets = jnp.sum(learnt_BxN * jnp.maximum(batch["token_length"], 1))
         metrics = {name: (total, num_targets) for name, total in sums.items()}
         return metrics | {"infeasible": (jnp.sum(weight_BxN * ~feasible_BxN), jnp.sum(weight_BxN))}
+
+
+class TransducerOutput(NamedTuple):
+    """Output of encoder and predictor of a transducer for a batch."""
+
+    hidden: Float[Array, "batch time dim"]
+    predictor: Float[Array, "batch utterances places joint"]
+    tapped: dict[int, Float[Array, "batch time dim"]]  # hidden states by layer count, for the requested layers
+    segments: Segments  # utterances of the rows in frames
 
 
 def _frames_at_a_time(rows: int, logits_per_frame: int) -> int:

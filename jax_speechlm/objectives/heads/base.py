@@ -45,10 +45,22 @@ def encode(
     Returns:
       The last layer's hidden states, and the utterances of packed rows in frames, or frames per row.
     """
+    hidden_BxTxD, _, lengths = encode_layers(encoder, batch, frontend, key, ())
+    return hidden_BxTxD, lengths
+
+
+def encode_layers(
+    encoder: Conformer | FastConformer,
+    batch: Batch,
+    frontend: FrontEnd,
+    key: PRNGKeyArray | None,
+    taps: tuple[int, ...],
+) -> tuple[Float[Array, "batch time dim"], dict[int, Float[Array, "batch time dim"]], Lengths]:
+    """Returns the results of `encode`, and between them the hidden states after some layers (`Encoder.__call__`)."""
     dropout_keys, chunk = None, None
     if key is not None:
         key, dropout_key, chunk_key = jax.random.split(key, 3)
         dropout_keys, chunk = row_keys(dropout_key, batch), encoders.draw_chunk(encoder.config, chunk_key)
     x_BxTxF, lengths = features(batch, frontend, key)
-    hidden_BxTxD, _ = encoder(x_BxTxF, lengths, keys=dropout_keys, chunk=chunk)
-    return hidden_BxTxD, frames_of(encoder.config, lengths)
+    hidden_BxTxD, tapped = encoder(x_BxTxF, lengths, keys=dropout_keys, chunk=chunk, taps=taps)
+    return hidden_BxTxD, tapped, frames_of(encoder.config, lengths)
