@@ -117,7 +117,7 @@ def test_the_average_of_a_run_that_takes_over_has_buffers_of_its_own(pretrained,
     objective = experiment.objective.build(experiment.model, experiment.frontend, None)
     with jax.set_mesh(mesh):
         trainer = make_trainer(objective, experiment.optimizer, 8, 0, mesh)
-        state, _, _ = _initial_state(
+        state, *_ = _initial_state(
             experiment, trainer, ckpt.Checkpoints(tmp_path), {"units": None}, None, lambda state: state, {}
         )
     params, average = (
