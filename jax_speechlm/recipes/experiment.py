@@ -72,7 +72,7 @@ class Speech(Config):
         sets with them.
     """
 
-    ADDED: ClassVar[dict[str, Any]] = {"packed": False, "row_seconds": (), "max_utterances": 32}
+    ADDED: ClassVar[dict[str, Any]] = {"packed": False, "row_seconds": (), "max_utterances": 32, "joined": 0.0}
 
     kind: Literal["speech"] = "speech"
     sets: tuple[str, ...]
