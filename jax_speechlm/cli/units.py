@@ -52,7 +52,7 @@ def fit(
         raise ValueError("--checkpoint and --layer go together: hidden states are those of a layer")
     features = MFCC(mel=mel) if checkpoint is None else Hidden(checkpoint=checkpoint, layer=layer).pinned()
     mesh, extractor = make_mesh(MeshShape()), features.open()
-    index = indexes.read_sets(data_dir, sets, "train", extractor.mel.sample_rate)
+    index = indexes.read_sets(data_dir, sets, "train", extractor.sample_rate)
     frames = sample_frames(index, extractor, max_frames, kmeans.seed, mesh, seconds_per_batch)
     centroids = fit_kmeans(frames, kmeans, mesh)
     distance = inertia(frames, centroids)
@@ -63,8 +63,8 @@ def fit(
         "frames": len(frames),
         "mean_squared_distance": distance,
     }
-    mel = extractor.mel
-    units = Units(out, centroids, mel.frame_samples, mel.context_samples, about, mel.sample_rate)
+    grid = extractor.grid
+    units = Units(out, centroids, grid.frame_samples, grid.context_samples, about, extractor.sample_rate)
     write_units(units)
     print(
         f"{out}: {units.num_units} units of {len(frames):,} frames, mean squared distance {distance:.4g}. Next: "

@@ -31,7 +31,7 @@ def evaluate_run(
     run = LoadedRun.load(checkpoint, FrameClassification, "detect speech")
     objective, frontend = run.experiment.objective, run.experiment.frontend
     index = indexes.read_sets(data_dir, sets, split, frontend.mel.sample_rate)
-    labels = speech_or_silence(objective, frontend.mel, index)
+    labels = speech_or_silence(objective, run.experiment.frame_grid, index)
     logits = objective.classifier(run.experiment.model, frontend)
     best = jax.jit(lambda params, batch: logits(params, batch, None)[0].argmax(-1))
     true, predicted = [], []

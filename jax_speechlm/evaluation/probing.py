@@ -32,6 +32,7 @@ from jax_speechlm.evaluation.batches import speech_batches
 from jax_speechlm.evaluation.minimal_pairs import wilson_interval
 from jax_speechlm.frontend.frontend import FrontEnd, features
 from jax_speechlm.frontend.logmel import LogMel
+from jax_speechlm.frontend.waveform import Waveform
 from jax_speechlm.inference.embed import SpeechEncoder
 from jax_speechlm.inference.predictor import rows_by_id
 from jax_speechlm.nn.functional import Params
@@ -262,7 +263,10 @@ def _characters(
     lengths = indexes.token_lengths(test, tokenizer)
     steps = max(1, min(_MOST_STEPS, _EPOCHS * plan.steps_per_epoch))
     layers_of = {name: (source.all_layers, source.params) for name, source in sources.items()}
-    layers_of["log-mel"] = functools.partial(_features, encoder.frontend, encoder.model.subsampling), {}
+    stacked = encoder.frontend, encoder.model.subsampling
+    if isinstance(encoder.frontend.mel, Waveform):  # frames every 20 ms, about as far apart as of published encoders
+        stacked = FrontEnd(mel=LogMel()), 1
+    layers_of["log-mel"] = functools.partial(_features, *stacked), {}
     probes = []
     for name, layers in layers_of.items():
         batches = open_batches(train, plan, tokenizer, num_steps=steps)
@@ -322,7 +326,12 @@ def fit_layers(features: Features, labels: np.ndarray, folds: Sequence[Fold]) ->
 
 
 def log_mel_statistics(batches: Iterable[Batch], num_rows: int, frontend: FrontEnd) -> Features:
-    """Computes `statistics` of log-mel features without normalisation or stacking, or of other features as they are."""
+    """Computes `statistics` of log-mel features without normalisation or stacking, or of other features as they are.
+
+    Of samples they are of the default log-mel features.
+    """
+    if isinstance(frontend.mel, Waveform):
+        frontend = FrontEnd(mel=LogMel())
     if isinstance(frontend.mel, LogMel):
         frontend = FrontEnd(mel=frontend.mel.replace(normalize=False, stack=1))
     return statistics(batches, num_rows, lambda batch: features(batch, frontend, None))

@@ -16,18 +16,16 @@ from jax_speechlm.frontend.cepstra import Cepstra, cepstra
 from jax_speechlm.frontend.logmel import LogMel, log_mel
 from jax_speechlm.frontend.synthesis_mel import SynthesisMel, synthesis_mel
 from jax_speechlm.frontend.time_warp import warp_time
+from jax_speechlm.frontend.waveform import Waveform, waveform
 from jax_speechlm.frontend.whisper_mel import WhisperMel, whisper_mel
 from jax_speechlm.parallel import sequence
 
-AnyMel: TypeAlias = LogMel | SynthesisMel | WhisperMel | Cepstra
-"""Settings of features: log-mel or cepstra, for models that recognise speech; for models that synthesise it; or
-Whisper's."""
+AnyMel: TypeAlias = LogMel | SynthesisMel | WhisperMel | Waveform | Cepstra
+"""Settings of features: log-mel or cepstra, for models that recognise speech; for models that synthesise it; Whisper's;
+or samples."""
 
-_TAGS = {
-    variant: tag
-    for mel, tag in ((SynthesisMel, "synthesis"), (WhisperMel, "whisper"), (Cepstra, "cepstra"))
-    for variant in get_args(mel.model_fields["variant"].annotation)
-}
+_TAGGED = (SynthesisMel, "synthesis"), (WhisperMel, "whisper"), (Waveform, "waveform"), (Cepstra, "cepstra")
+_TAGS = {variant: tag for mel, tag in _TAGGED for variant in get_args(mel.model_fields["variant"].annotation)}
 
 
 def _class_of(mel: Any) -> str:
@@ -38,7 +36,13 @@ def _class_of(mel: Any) -> str:
 
 _VOICES = 5  # warps that `augment.vocal_tract` chooses among
 
-_COMPUTE = {LogMel: log_mel, SynthesisMel: synthesis_mel, WhisperMel: whisper_mel, Cepstra: cepstra}
+_COMPUTE = {
+    LogMel: log_mel,
+    SynthesisMel: synthesis_mel,
+    WhisperMel: whisper_mel,
+    Waveform: waveform,
+    Cepstra: cepstra,
+}
 
 
 class FrontEnd(Config):
@@ -46,15 +50,17 @@ class FrontEnd(Config):
 
     Attributes:
       mel: log-mel features, mel spectrograms for synthesis (`variant` "speecht5"), Whisper's (`variant` "whisper"), or
-        cepstra (`variant` "mfcc", "lpc" or "lpcc").
-      augment: augmentation in training; none by default. Spectrograms for synthesis are not masked.
+        cepstra (`variant` "mfcc", "lpc" or "lpcc"), or samples (`variant` "waveform").
+      augment: augmentation in training; none by default. Spectrograms for synthesis are not masked, and samples over
+        time only.
     """
 
     mel: Annotated[
         Annotated[LogMel, pydantic.Tag("log")]
         | Annotated[SynthesisMel, pydantic.Tag("synthesis")]
         | Annotated[WhisperMel, pydantic.Tag("whisper")]
-        | Annotated[Cepstra, pydantic.Tag("cepstra")],
+        | Annotated[Cepstra, pydantic.Tag("cepstra")]
+        | Annotated[Waveform, pydantic.Tag("waveform")],
         pydantic.Discriminator(_class_of),
     ] = LogMel()
     augment: Augment = Augment()
@@ -73,10 +79,14 @@ class FrontEnd(Config):
                 f"frontend.augment.vocal_tract warps the mel filters of the variant kaldi, not {self.mel.variant}: set "
                 "it to 0"
             )
-        if isinstance(self.mel, Cepstra) and self.augment.freq_masks:
+        if isinstance(self.mel, Cepstra | Waveform) and self.augment.freq_masks:
             raise ValueError(
                 f"frequency masks are bands of mel bins, of which {self.mel.variant} has none: set "
                 "frontend.augment.freq_masks to 0"
+            )
+        if isinstance(self.mel, Waveform) and (augment.time_warp or augment.frame_jitter):
+            raise ValueError(
+                "frontend.augment.time_warp and frame_jitter move frames, and a waveform has samples: set them to 0"
             )
         return self
 

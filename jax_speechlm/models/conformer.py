@@ -356,6 +356,16 @@ class Encoder(nnx.Module):
         x_BxTxD = self.embed(x_BxTxF, lengths)
         return self.encode(x_BxTxD, frames_of(self.config, lengths), keys=keys, chunk=chunk, taps=taps)
 
+    def targets(
+        self, x_BxTxF: Float[Array, "batch vectors features"], lengths: Lengths
+    ) -> Float[Array, "batch time dim"]:
+        """Returns what a contrastive task quantizes: what `embed_targets` makes the layers' input of."""
+        return self.embed(x_BxTxF, lengths)
+
+    def embed_targets(self, x: Float[Array, "batch time target_dim"]) -> Float[Array, "batch time dim"]:
+        """Returns `embed`'s output from that of `targets`."""
+        return x
+
     def encode(
         self,
         x_BxTxD: Float[Array, "batch time dim"],

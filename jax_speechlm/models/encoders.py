@@ -2,7 +2,7 @@
 
 An encoder is called as `encoder(features, length, keys=, chunk=, taps=) -> (hidden states, hidden states by tap)`.
 `config.num_frames` is the number of its frames: one for each feature vector (conformer) or for several (FastConformer,
-Whisper). Code that depends on one of them, such as masks over a conformer's frames, names its class.
+Whisper, wav2vec 2.0). Code that depends on one of them, such as masks over a conformer's frames, names its class.
 """
 
 from typing import Annotated
@@ -11,13 +11,16 @@ import pydantic
 from flax import nnx
 from jaxtyping import PRNGKeyArray
 
-from jax_speechlm.models import conformer, fast_conformer, whisper
+from jax_speechlm.core.config import Config
+from jax_speechlm.models import conformer, fast_conformer, wav2vec2, whisper
 from jax_speechlm.models.conformer import Conformer, ConformerConfig, Encoder
 from jax_speechlm.models.fast_conformer import FastConformer, FastConformerConfig
+from jax_speechlm.models.wav2vec2 import Wav2Vec2Encoder, Wav2Vec2EncoderConfig
 from jax_speechlm.models.whisper import WhisperEncoder, WhisperEncoderConfig
 from jax_speechlm.nn.attention.relative import Chunk
+from jax_speechlm.parallel import sequence
 
-EncoderConfig = ConformerConfig | FastConformerConfig | WhisperEncoderConfig
+EncoderConfig = ConformerConfig | FastConformerConfig | WhisperEncoderConfig | Wav2Vec2EncoderConfig
 AnyEncoder = Annotated[EncoderConfig, pydantic.Field(discriminator="kind")]
 """`EncoderConfig` as the field of a config."""
 
@@ -26,6 +29,7 @@ _ENCODERS = {
     ConformerConfig: (Conformer, conformer.forward_flops),
     FastConformerConfig: (FastConformer, fast_conformer.forward_flops),
     WhisperEncoderConfig: (WhisperEncoder, whisper.forward_flops),
+    Wav2Vec2EncoderConfig: (Wav2Vec2Encoder, wav2vec2.forward_flops),
 }
 
 
@@ -39,6 +43,21 @@ def forward_flops(config: EncoderConfig, num_vectors: int, batch_size: int) -> f
     return _ENCODERS[type(config)][1](config, num_vectors, batch_size)
 
 
+def row_frames(config: EncoderConfig, num_vectors: int) -> int:
+    """Returns the frames that `embed` gives of a row of `num_vectors` feature vectors, padding included."""
+    return sequence.padded_time(max(config.num_frames(num_vectors), 1))
+
+
+def target_dim(config: EncoderConfig) -> int:
+    """Returns the width of the encoder's `targets`."""
+    return config.channels[-1] if isinstance(config, Wav2Vec2EncoderConfig) else config.dim
+
+
+def outside_vectors(config: Config) -> int:
+    """Returns the feature vectors that a model's frame depends on beyond the distance of frames."""
+    return config.reach - config.subsampling if isinstance(config, Wav2Vec2EncoderConfig) else 0
+
+
 def draw_chunk(config: EncoderConfig, key: PRNGKeyArray) -> Chunk | None:
     """Draws the chunk of a training step (see `conformer.draw_chunk`); None without `chunk_lengths`."""
-    return None if isinstance(config, WhisperEncoderConfig) else conformer.draw_chunk(config, key)
+    return conformer.draw_chunk(config, key) if hasattr(config, "chunk_lengths") else None

@@ -1,4 +1,4 @@
-"""Dense convolutions over time: of packed rows, of utterances reflected at their ends, and of whole rows."""
+"""Dense convolutions over time: of packed rows, of utterances reflected at their ends, of whole rows, and strided."""
 
 from collections.abc import Sequence
 
@@ -144,6 +144,31 @@ def _in_blocks(
     kernel = jnp.pad(kernel, (*places[1:], (0, blocks * stride - taps), (0, 0), (0, 0)))
     blocked = x.reshape(*x.shape[:-2], num_outputs + blocks - 1, stride * dim)
     return blocked, kernel.reshape(*kernel.shape[:-3], blocks, stride * dim, kernel.shape[-1])
+
+
+class StridedConvolution(Linear):
+    """Convolution without padding: (time - taps) // stride + 1 outputs, of which none reads a value beyond the row.
+
+    It is one matrix product over views of blocks of `stride` inputs. `kernel` is [taps, in, out].
+
+    Args:
+      As of `Linear`.
+    """
+
+    def __init__(
+        self, dim_in: int, dim_out: int, taps: int, stride: int, *, bias: bool, gain: float = 1.0, rngs: nnx.Rngs
+    ):
+        super().__init__((taps, dim_in), (dim_out,), (None, None, "embed"), bias=bias, gain=gain, rngs=rngs)
+        self.taps, self.stride = taps, stride
+
+    def __call__(self, x: Float[Array, "batch time in"]) -> Float[Array, "batch outputs out"]:
+        taps, stride, (batch, size, dim) = self.taps, self.stride, x.shape
+        num_outputs, blocks = (size - taps) // stride + 1, -(-taps // stride)
+        # Padding by the largest amount needed and cutting the excess keeps sizes symbolic (`jax.export`).
+        x = jnp.pad(x, ((0, 0), (0, stride - 1), (0, 0)))[:, : (num_outputs - 1 + blocks) * stride]
+        x = x.reshape(batch, -1, stride * dim)
+        views = jnp.concatenate([x[:, i : i + num_outputs] for i in range(blocks)], axis=-1)[..., : taps * dim]
+        return super().__call__(views.reshape(batch, num_outputs, taps, dim))
 
 
 class ReflectedConvolution(Linear):

@@ -126,6 +126,13 @@ def scan_layers(
         params, layer_input = params_and_input
         return call(bind(graphdef, params), x, layer_input)
 
-    if remat != "none":
-        step = jax.checkpoint(step, prevent_cse=False, policy=_KEPT[remat])
-    return jax.lax.scan(step, x, (params_L, inputs))
+    return jax.lax.scan(rematerialised(step, remat, in_scan=True), x, (params_L, inputs))
+
+
+def rematerialised(function: Callable[..., Any], remat: Remat, *, in_scan: bool = False) -> Callable[..., Any]:
+    """Returns the function, of which the forward pass keeps what `remat` says.
+
+    Args:
+      in_scan: whether it is the body of a scan, where XLA cannot undo the recomputation.
+    """
+    return function if remat == "none" else jax.checkpoint(function, prevent_cse=not in_scan, policy=_KEPT[remat])

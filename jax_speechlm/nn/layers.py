@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, Integer, Key, UInt32
+from jaxtyping import Array, Float, Float32, Int, Integer, Key, UInt32
 
 from jax_speechlm.core.segments import Segments
 from jax_speechlm.nn.functional import parameter
@@ -110,10 +110,15 @@ class LayerNorm(nnx.Module):
         self.bias = parameter(rngs.params(), (dim,), (axis,), zeros, decays=False) if bias else None
 
     def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
-        y = x.astype(jnp.float32)
-        y = y - y.mean(-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.epsilon) * self.scale[...]
+        y = standardized(x, self.epsilon) * self.scale[...]
         return (y if self.bias is None else y + self.bias[...]).astype(x.dtype)
+
+
+def standardized(x: Float[Array, "*batch dim"], epsilon: float) -> Float32[Array, "*batch dim"]:
+    """Returns the last dimension with zero mean and unit variance."""
+    y = x.astype(jnp.float32)
+    y = y - y.mean(-1, keepdims=True)
+    return y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + epsilon)
 
 
 class RMSNorm(nnx.Module):

@@ -10,12 +10,13 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Key, PRNGKeyArray
 
 from data_pipelines.core.tokenizer import Tokenizer
+from data_pipelines.storage.units import FrameGrid
 from jax_speechlm.core.batch import Batch, example_keys
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.segments import Lengths
 from jax_speechlm.frontend.frontend import AnyMel, FrontEnd
 from jax_speechlm.frontend.synthesis_mel import SynthesisMel
-from jax_speechlm.models.encoders import EncoderConfig, forward_flops
+from jax_speechlm.models.encoders import EncoderConfig, forward_flops, outside_vectors
 from jax_speechlm.nn import functional
 
 Metrics = dict[str, tuple[Float[Array, ""], Float[Array, ""]]]
@@ -225,6 +226,12 @@ def frame_grid(model: Config, mel: AnyMel) -> str:
     """Describes a speech encoder's frames; equal descriptions imply equal frame counts for the same audio."""
     distance = mel.frame_samples * model.subsampling
     return f"a {model.kind}'s frame every {distance} samples, {mel.variant} at {mel.sample_rate} Hz"
+
+
+def label_grid(model: Config, mel: AnyMel) -> FrameGrid:
+    """Returns where the frames of a speech model, with labels of their own, lie in an utterance."""
+    context = mel.context_samples + outside_vectors(model) * mel.frame_samples
+    return FrameGrid(mel.frame_samples * getattr(model, "subsampling", 1), context)
 
 
 def check_features(model: Config, mel: AnyMel) -> None:

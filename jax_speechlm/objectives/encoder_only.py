@@ -6,7 +6,7 @@ from flax import nnx
 
 from data_pipelines.core.tokenizer import Tokenizer
 from jax_speechlm.frontend.frontend import FrontEnd
-from jax_speechlm.models.conformer import Conformer, ConformerConfig
+from jax_speechlm.models.encoders import EncoderConfig, make_encoder
 from jax_speechlm.objectives.base import Objective, ObjectiveConfig, check_features
 
 
@@ -15,7 +15,7 @@ class EncoderOnly(ObjectiveConfig):
 
     kind: Literal["encoder"] = "encoder"
 
-    def build(self, model: ConformerConfig, frontend: FrontEnd, tokenizer: Tokenizer | None = None) -> Objective:
+    def build(self, model: EncoderConfig, frontend: FrontEnd, tokenizer: Tokenizer | None = None) -> Objective:
         """Builds the model, with a loss that raises ValueError; so do features that do not fit the model."""
         check_features(model, frontend.mel)
 
@@ -29,5 +29,5 @@ class EncoderOnly(ObjectiveConfig):
 
 
 class _Encoder(nnx.Module):
-    def __init__(self, config: ConformerConfig, *, rngs: nnx.Rngs):
-        self.encoder = Conformer(config, rngs=rngs)
+    def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
+        self.encoder = make_encoder(config, rngs=rngs)

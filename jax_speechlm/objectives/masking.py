@@ -11,7 +11,8 @@ from jax_speechlm.core.batch import Batch, by_utterance, example_keys
 from jax_speechlm.core.segments import Segments
 from jax_speechlm.frontend.augment import Augment, in_spans
 from jax_speechlm.frontend.frontend import FrontEnd, features
-from jax_speechlm.models.conformer import Conformer, ConformerConfig, draw_chunk
+from jax_speechlm.models.conformer import Encoder, frames_of
+from jax_speechlm.models.encoders import EncoderConfig, draw_chunk, row_frames
 from jax_speechlm.nn.attention.relative import Chunk
 from jax_speechlm.objectives.base import ObjectiveConfig, check_keeps_time
 from jax_speechlm.parallel.mesh import shard_batch_and_time
@@ -25,7 +26,8 @@ class Views(NamedTuple):
 
     x_BxTxF: Float[Array, "batch time features"]  # augmented: the encoder's input at unmasked frames
     clean_BxTxF: Float[Array, "batch time features"]  # for the targets: cropped like `x`, otherwise not augmented
-    segments: Segments  # of the utterances, in frames
+    vectors: Segments  # of the utterances, in feature vectors
+    segments: Segments  # the same in frames of the encoder
     mask_BxT: Bool[Array, "batch time"]  # frames to hide; never padding
     keys_BxN: Key[Array, "batch utterances"]  # for the objective's own draws; fixed in evaluation
     dropout_keys: Key[Array, "batch utterances"] | None
@@ -36,10 +38,19 @@ class Views(NamedTuple):
         return self.segments.spread(weight_BxN, self.mask_BxT.shape[1])
 
     def encode(
-        self, encoder: Conformer, mask_D: Float[Array, " dim"], taps: tuple[int, ...] = ()
+        self,
+        encoder: Encoder,
+        mask_D: Float[Array, " dim"],
+        taps: tuple[int, ...] = (),
+        targets: Float[Array, "batch time target_dim"] | None = None,
     ) -> tuple[Float[Array, "batch time dim"], dict[int, Float[Array, "batch time dim"]]]:
-        """Encodes `x` with one vector in place of masked frames' embeddings; returns the encoder's output."""
-        x_BxTxD = encoder.embed(self.x_BxTxF)
+        """Encodes `x` with one vector in place of masked frames' embeddings; returns the encoder's output.
+
+        Args:
+          targets: the encoder's targets of `clean`, which need not be computed twice where that is `x`.
+        """
+        is_clean = targets is not None and self.x_BxTxF is self.clean_BxTxF
+        x_BxTxD = encoder.embed_targets(targets) if is_clean else encoder.embed(self.x_BxTxF, self.vectors)
         x_BxTxD = jnp.where(self.mask_BxT[..., None], mask_D.astype(x_BxTxD.dtype), x_BxTxD)
         return encoder.encode(x_BxTxD, self.segments, keys=self.dropout_keys, chunk=self.chunk, taps=taps)
 
@@ -47,38 +58,41 @@ class Views(NamedTuple):
 class MaskedPrediction(ObjectiveConfig):
     """Base of objectives with the settings `mask_ratio`, average share of masked frames, and `mask_span` in seconds."""
 
-    def span(self, frontend: FrontEnd) -> int:
-        """Returns the front end's frames of a span."""
-        return span_frames(self.mask_span, frontend)
+    def span(self, frontend: FrontEnd, subsampling: int = 1) -> int:
+        """Returns the frames of a span, each of `subsampling` feature vectors."""
+        return span_frames(self.mask_span, frontend, subsampling)
 
-    def most_masked(self, num_frames: int, frontend: FrontEnd, utterances: int = 1) -> int:
+    def most_masked(self, num_frames: int, frontend: FrontEnd, utterances: int = 1, subsampling: int = 1) -> int:
         """Returns the maximum number of masked frames in a row of `num_frames` and so many utterances."""
-        return most_masked(num_frames, self.span(frontend), self.mask_ratio, utterances)
+        return most_masked(num_frames, self.span(frontend, subsampling), self.mask_ratio, utterances)
 
-    def views(self, batch: Batch, key: PRNGKeyArray | None, frontend: FrontEnd, encoder: ConformerConfig) -> Views:
+    def views(self, batch: Batch, key: PRNGKeyArray | None, frontend: FrontEnd, encoder: EncoderConfig) -> Views:
         """Draws the views and masks of a batch, as `draw_views`."""
-        return draw_views(batch, key, frontend, encoder, self.span(frontend), self.mask_ratio)
+        span = self.span(frontend, encoder.subsampling)
+        return draw_views(batch, key, frontend, encoder, span, self.mask_ratio)
 
 
 def draw_views(
-    batch: Batch, key: PRNGKeyArray | None, frontend: FrontEnd, encoder: ConformerConfig, span: int, ratio: float
+    batch: Batch, key: PRNGKeyArray | None, frontend: FrontEnd, encoder: EncoderConfig, span: int, ratio: float
 ) -> Views:
     """Draws the views and masks of a batch. In evaluation (no key) an utterance's mask is always the same."""
     check_keeps_time(frontend, "targets, which are made of features without augmentation")
     batch = by_utterance(batch)
     if key is None:
-        x_BxTxF, segments = clean_BxTxF, _ = features(batch, frontend, None)
+        x_BxTxF, vectors = clean_BxTxF, _ = features(batch, frontend, None)
         mask_key, dropout_keys, chunk = jax.random.key(0), None, None
     else:
         augment_key, mask_key, dropout_key, chunk_key = jax.random.split(key, 4)
-        x_BxTxF, segments = features(batch, frontend, augment_key)
+        x_BxTxF, vectors = features(batch, frontend, augment_key)
         crop_only = frontend.replace(augment=Augment(crop_seconds=frontend.augment.crop_seconds))
-        clean_BxTxF, _ = features(batch, crop_only, augment_key)  # the same key draws the same crop
+        # The same key draws the same crop.
+        clean_BxTxF = x_BxTxF if frontend == crop_only else features(batch, crop_only, augment_key)[0]
         dropout_keys = example_keys(dropout_key, batch["example_id"])
         chunk = draw_chunk(encoder, chunk_key)
     span_keys, own_keys = (example_keys(part, batch["example_id"]) for part in jax.random.split(mask_key))
-    mask_BxT = draw_mask(span_keys, segments, x_BxTxF.shape[1], span, ratio)
-    return Views(x_BxTxF, clean_BxTxF, segments, mask_BxT, own_keys, dropout_keys, chunk)
+    segments = frames_of(encoder, vectors)
+    mask_BxT = draw_mask(span_keys, segments, row_frames(encoder, x_BxTxF.shape[1]), span, ratio)
+    return Views(x_BxTxF, clean_BxTxF, vectors, segments, mask_BxT, own_keys, dropout_keys, chunk)
 
 
 def masked_places(mask_BxT: Bool[Array, "batch time"], most: int) -> Int[Array, "batch {most}"]:
@@ -105,9 +119,9 @@ def take_frames(
     )
 
 
-def span_frames(seconds: float, frontend: FrontEnd) -> int:
-    """Returns the number of front-end frames closest to a duration in seconds; at least 1."""
-    return max(1, round(seconds * frontend.mel.sample_rate / frontend.mel.frame_samples))
+def span_frames(seconds: float, frontend: FrontEnd, subsampling: int = 1) -> int:
+    """Returns the number of frames, each of `subsampling` feature vectors, closest to a duration; at least 1."""
+    return max(1, round(seconds * frontend.mel.sample_rate / (frontend.mel.frame_samples * subsampling)))
 
 
 def span_density(span: int, ratio: float) -> float:

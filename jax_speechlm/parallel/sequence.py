@@ -61,7 +61,7 @@ def num_devices(axes: tuple[str, ...]) -> int:
 
 def by_heads(
     attention: Callable[..., Float[Array, "batch time heads dim"]],
-    q: Float[Array, "batch time heads dim"],
+    q: Float[Array, "batch time heads query_dim"],
     k: Float[Array, "batch time kv_heads dim"],
     v: Float[Array, "batch time kv_heads dim"],
     *by_row: Shaped[Array, "batch time"],

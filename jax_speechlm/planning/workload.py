@@ -94,7 +94,7 @@ class Workload:
                 pitch=fields.PITCH in wanted,
                 text=shape.text > 0,
             )
-            frames = experiment.frontend.mel.num_frames(shape.length)
+            frames = int(experiment.frame_grid.num_frames(shape.length))
             sizes = {"rows": shape.rows, "samples": shape.length, "tokens": shape.tokens, "frames": frames}
             sizes |= {"utterances": shape.utterances, "text": shape.text}
         shapes = spec.shapes(sizes)

@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Union
 import pydantic
 
 from data_pipelines.core.tokenizer import Tokenizer
+from data_pipelines.storage.units import FrameGrid
 from jax_speechlm.core.batch import Seed
 from jax_speechlm.core.config import Config
 from jax_speechlm.frontend.frontend import FrontEnd
@@ -17,8 +18,10 @@ from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.models.tts.fastspeech2 import FastSpeech2Config
 from jax_speechlm.models.tts.tacotron import TacotronConfig
 from jax_speechlm.models.vocoders.vocoders import VocoderModel
+from jax_speechlm.models.wav2vec2 import Wav2Vec2EncoderConfig
 from jax_speechlm.models.whisper import WhisperEncoderConfig
 from jax_speechlm.objectives.base import Objective as BuiltObjective
+from jax_speechlm.objectives.base import label_grid
 from jax_speechlm.objectives.perturbation import Perturbation, perturbed
 from jax_speechlm.optim.optimizers import Optimizer
 from jax_speechlm.parallel.mesh import MeshShape
@@ -31,6 +34,7 @@ Model = Annotated[
     ConformerConfig
     | FastConformerConfig
     | WhisperEncoderConfig
+    | Wav2Vec2EncoderConfig
     | TransformerConfig
     | SpeechLMConfig
     | EncoderDecoderConfig
@@ -370,6 +374,11 @@ class Experiment(Config):
     def frame_samples(self) -> int:
         """Hop of the speech encoder's frames, in samples."""
         return self.frontend.mel.frame_samples * self.model.subsampling
+
+    @property
+    def frame_grid(self) -> FrameGrid:
+        """Frames of labels, of a speech encoder or, of other models, of the front end."""
+        return label_grid(self.model, self.frontend.mel)
 
     @property
     def gap_samples(self) -> int:

@@ -16,7 +16,9 @@ from fastapi.responses import JSONResponse
 from data_pipelines.audio import decode
 from data_pipelines.core.errors import DataError
 from jax_speechlm.core.batch import Batch
-from jax_speechlm.frontend.frontend import features
+from jax_speechlm.frontend.frontend import FrontEnd, features
+from jax_speechlm.frontend.logmel import LogMel
+from jax_speechlm.frontend.waveform import Waveform
 from jax_speechlm.inference.segmentation import Samples, shape_of
 from jax_speechlm.recipes.experiment import Experiment
 from jax_speechlm.serving.admission import Client, Requests, Work
@@ -47,7 +49,9 @@ class Service(abc.ABC):
         self.name, self.requests, self.limits = name, requests, requests.limits
         self.experiment, self._params = experiment, params
         self.sample_rate = experiment.sample_rate
-        self._features = jax.jit(lambda batch: features(batch, experiment.frontend, None))
+        frontend = experiment.frontend  # of samples there is no picture of frequencies
+        self._picture_of = FrontEnd(mel=LogMel()) if isinstance(frontend.mel, Waveform) else frontend
+        self._features = jax.jit(lambda batch: features(batch, self._picture_of, None))
 
     @abc.abstractmethod
     def close(self) -> None:
@@ -135,7 +139,7 @@ class Service(abc.ABC):
         padded = np.pad(samples, (0, max(shape_of(len(samples)) - len(samples), 0)))[None]
         batch: Batch = {"audio": padded, "audio_length": np.array([len(samples)], np.int32)}
         x, length = jax.device_get(self._features(batch))
-        bins = self.experiment.frontend.mel.num_mel_bins
+        bins = self._picture_of.mel.num_mel_bins
         frames = x[0, : length[0]].reshape(-1, bins)
         low, high = np.percentile(frames, (1, 99.5)) if len(frames) else (0.0, 1.0)
         shades = np.clip((frames - low) / max(high - low, 1e-6) * 255, 0, 255).astype(np.uint8)

@@ -11,12 +11,14 @@ from data_pipelines.batching.fields import Field
 from data_pipelines.storage.frame_labels import FrameLabels
 from data_pipelines.storage.index import Index
 from data_pipelines.storage.pitch import FramePitch
-from data_pipelines.storage.units import UnitIdStore
+from data_pipelines.storage.units import FrameGrid, UnitIdStore
 from jax_speechlm.core.config import Config
 from jax_speechlm.frontend.frontend import AnyMel
 from jax_speechlm.objectives.base import ObjectiveConfig
 
-Reader = Callable[[ObjectiveConfig, Config, AnyMel, Index, bool], np.ndarray | UnitIdStore | FrameLabels | FramePitch]
+Reader = Callable[
+    [ObjectiveConfig, Config, AnyMel, FrameGrid, Index, bool], np.ndarray | UnitIdStore | FrameLabels | FramePitch
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +27,8 @@ class Input:
 
     Attributes:
       fields: the arrays.
-      read: `(objective, data, mel, index, training) -> values` for the rows of an index; None if the loader reads them
-        itself (audio, tokens).
+      read: `(objective, data, mel, grid, index, training) -> values` for the rows of an index, with the grid of the
+        model's frames; None if the loader reads them itself (audio, tokens).
     """
 
     fields: tuple[Field, ...]

@@ -3,6 +3,7 @@
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.models.transformer_config import TransformerConfig
+from jax_speechlm.models.wav2vec2 import Wav2Vec2EncoderConfig
 from jax_speechlm.objectives.heads.classification import Classification
 from jax_speechlm.tasks.base import Task
 from jax_speechlm.tasks.inputs import AUDIO, PACKED_TEXT, ROW_CLASS
@@ -10,7 +11,7 @@ from jax_speechlm.tasks.inputs import AUDIO, PACKED_TEXT, ROW_CLASS
 TASK = Task(
     name="classification",
     objective=Classification,
-    models=(ConformerConfig, FastConformerConfig, TransformerConfig),
+    models=(ConformerConfig, FastConformerConfig, Wav2Vec2EncoderConfig, TransformerConfig),
     inputs={"speech": (AUDIO, ROW_CLASS), "text": (PACKED_TEXT, ROW_CLASS)},
     predictor="jax_speechlm.inference.classify:Classifier",
     abilities=("classify", "embed"),

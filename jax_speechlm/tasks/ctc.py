@@ -2,6 +2,7 @@
 
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.fast_conformer import FastConformerConfig
+from jax_speechlm.models.wav2vec2 import Wav2Vec2EncoderConfig
 from jax_speechlm.models.whisper import WhisperEncoderConfig
 from jax_speechlm.objectives.asr.ctc import CTC
 from jax_speechlm.tasks.base import Task
@@ -10,7 +11,7 @@ from jax_speechlm.tasks.inputs import AUDIO, TRANSCRIPT
 TASK = Task(
     name="ctc",
     objective=CTC,
-    models=(ConformerConfig, FastConformerConfig, WhisperEncoderConfig),
+    models=(ConformerConfig, FastConformerConfig, WhisperEncoderConfig, Wav2Vec2EncoderConfig),
     inputs={"speech": (AUDIO, TRANSCRIPT)},
     predictor="jax_speechlm.inference.asr.ctc:Recognizer",
     abilities=("transcribe", "embed", "stream"),

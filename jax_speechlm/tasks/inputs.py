@@ -40,27 +40,29 @@ def class_ids(labels: Iterable[str], classes: Sequence[str], *, strict: bool = T
 
 
 def _row_classes(
-    objective: ObjectiveConfig, data: Config, mel: AnyMel, index: Index, training: bool
+    objective: ObjectiveConfig, data: Config, mel: AnyMel, grid: FrameGrid, index: Index, training: bool
 ) -> Int[np.ndarray, " rows"]:
-    del mel, training
+    del mel, grid, training
     return class_ids(index.column(data.label).to_pylist(), objective.classes)
 
 
 def _row_speakers(
-    objective: ObjectiveConfig, data: Config, mel: AnyMel, index: Index, training: bool
+    objective: ObjectiveConfig, data: Config, mel: AnyMel, grid: FrameGrid, index: Index, training: bool
 ) -> Int[np.ndarray, " rows"]:
     """Returns speaker ids, all 0 for a model of one voice, which names no speakers.
 
     Unknown speakers are allowed in validation only, where they are not scored.
     """
-    del data, mel
+    del data, mel, grid
     if not objective.classes:
         return np.zeros(len(index), np.int32)
     return class_ids(index.column("speaker").to_pylist(), objective.classes, strict=training)
 
 
-def _frame_units(objective: ObjectiveConfig, data: Config, mel: AnyMel, index: Index, training: bool) -> UnitIdStore:
-    del training
+def _frame_units(
+    objective: ObjectiveConfig, data: Config, mel: AnyMel, grid: FrameGrid, index: Index, training: bool
+) -> UnitIdStore:
+    del mel, training
     if data.units is None:
         raise ValueError(
             f"{objective.kind} predicts speech units: set data.units to a folder that `jax-speechlm units fit` wrote"
@@ -73,17 +75,17 @@ def _frame_units(objective: ObjectiveConfig, data: Config, mel: AnyMel, index: I
             f"{data.units} has {units.num_units} units, the model {objective.num_units}: set --objective.num_units "
             f"{units.num_units}"
         )
-    if (mel.frame_samples, mel.context_samples) != (units.frame_samples, units.context_samples):
+    if grid != units.grid:
         raise DataError(
             f"{data.units} has a unit each {units.frame_samples} samples, with {units.context_samples} more at the "
-            f"end; the front end has a frame each {mel.frame_samples}, with {mel.context_samples}. Set "
+            f"end; the model has a frame each {grid.frame_samples}, with {grid.context_samples}. Set "
             "frontend.mel.stack and variant as they were when the units were fitted, or fit others: jax-speechlm units "
             "fit"
         )
     return open_unit_ids(index, data.units)
 
 
-def speech_or_silence(objective: ObjectiveConfig, mel: AnyMel, index: Index) -> FrameLabels:
+def speech_or_silence(objective: ObjectiveConfig, grid: FrameGrid, index: Index) -> FrameLabels:
     """Returns the class of every frame of prepared utterances, from word times.
 
     Raises:
@@ -95,17 +97,20 @@ def speech_or_silence(objective: ObjectiveConfig, mel: AnyMel, index: Index) -> 
             f"{' and '.join(KNOWN)} apart, in this order: start a run of frame_classification from it (--from), which "
             "takes the encoder over (--init-from.0.groups encoder)"
         )
-    grid = FrameGrid(mel.frame_samples, mel.context_samples)
     return speech_frames(index, grid, objective.min_pause, objective.empty_is_silence)
 
 
-def _frame_classes(objective: ObjectiveConfig, data: Config, mel: AnyMel, index: Index, training: bool) -> FrameLabels:
-    del data, training
-    return speech_or_silence(objective, mel, index)
+def _frame_classes(
+    objective: ObjectiveConfig, data: Config, mel: AnyMel, grid: FrameGrid, index: Index, training: bool
+) -> FrameLabels:
+    del data, mel, training
+    return speech_or_silence(objective, grid, index)
 
 
-def _frame_pitch(objective: ObjectiveConfig, data: Config, mel: AnyMel, index: Index, training: bool) -> FramePitch:
-    del training
+def _frame_pitch(
+    objective: ObjectiveConfig, data: Config, mel: AnyMel, grid: FrameGrid, index: Index, training: bool
+) -> FramePitch:
+    del grid, training
     if data.speeds != (1.0,):
         raise ValueError("pitch is of audio at its own speed: set data.speeds to 1.0")
     if mel.context_samples != -mel.frame_samples:

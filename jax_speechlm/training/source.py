@@ -443,11 +443,11 @@ def inputs_of(experiment: Experiment, stream: str = "") -> tuple[Input, ...]:
 
 def _read(experiment: Experiment, field: str, train: indexes.Index, dev: indexes.Index | None) -> tuple[Any, Any]:
     """Reads a field of the training and the validation rows; None if the task has no such input."""
-    objective, data, mel = experiment.objective, experiment.data, experiment.frontend.mel
+    settings = experiment.objective, experiment.data, experiment.frontend.mel, experiment.frame_grid
     for each in inputs_of(experiment):
         if each.read is not None and field in [of_input.name for of_input in each.fields]:
-            known = each.read(objective, data, mel, train, True)
-            return known, None if dev is None else each.read(objective, data, mel, dev, False)
+            known = each.read(*settings, train, True)
+            return known, None if dev is None else each.read(*settings, dev, False)
     return None, None
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pydantic
 from jaxtyping import Array, Float, Int
 
-from data_pipelines.storage.units import Units, write_units
+from data_pipelines.storage.units import FrameGrid, Units, write_units
 from jax_speechlm.core.batch import Batch
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.errors import CheckpointError
@@ -20,8 +20,10 @@ from jax_speechlm.frontend.frontend import AnyMel, features
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.frontend.mfcc import mfcc
 from jax_speechlm.models.codec.wav_tokenizer import WavTokenizer
-from jax_speechlm.models.conformer import Conformer, ConformerConfig
+from jax_speechlm.models.conformer import ConformerConfig, frames_of
+from jax_speechlm.models.encoders import make_encoder
 from jax_speechlm.models.fast_conformer import FastConformerConfig
+from jax_speechlm.models.wav2vec2 import Wav2Vec2EncoderConfig
 from jax_speechlm.nn import functional
 from jax_speechlm.objectives.tts.codec import Codec
 from jax_speechlm.training.runs import LoadedRun
@@ -34,14 +36,21 @@ class Extractor:
     """Features, ready to compute.
 
     Attributes:
-      mel: the front end that defines the frames.
+      grid: where the frames lie.
+      sample_rate: of the audio, in Hz.
       params: arrays that `extract` takes, on the device.
       extract: pure function `(params, batch) -> (features, frame counts)`; values beyond a row's frames are undefined.
     """
 
-    mel: AnyMel
+    grid: FrameGrid
+    sample_rate: int
     params: functional.Params
     extract: Extract
+
+    @classmethod
+    def of(cls, mel: AnyMel, params: functional.Params, extract: Extract) -> "Extractor":
+        """Returns features of the frames of a front end."""
+        return cls(FrameGrid(mel.frame_samples, mel.context_samples), mel.sample_rate, params, extract)
 
 
 class MFCC(Config):
@@ -51,7 +60,7 @@ class MFCC(Config):
     mel: LogMel = LogMel()
 
     def open(self) -> Extractor:
-        return Extractor(self.mel, {}, lambda _, batch: mfcc(batch["audio"], batch["audio_length"], self.mel))
+        return Extractor.of(self.mel, {}, lambda _, batch: mfcc(batch["audio"], batch["audio_length"], self.mel))
 
 
 class Hidden(Config):
@@ -71,35 +80,38 @@ class Hidden(Config):
     def open(self) -> Extractor:
         """Reads the checkpoint; returns its extractor. Raises `CheckpointError` if it has changed, or no such layer."""
         run, config, params = self._read()
-        frontend = run.experiment.frontend
+        experiment, frontend = run.experiment, run.experiment.frontend
         if self.digest and self.digest != fingerprint(params):
             raise CheckpointError(
                 f"{self.checkpoint}: its encoder has changed since the units were fitted. Name a checkpoints/<step> "
                 "folder that does not change, or fit them again: jax-speechlm units fit"
             )
-        graphdef = functional.declare(lambda rngs: Conformer(config, rngs=rngs)).graphdef
+        graphdef = functional.declare(lambda rngs: make_encoder(config, rngs=rngs)).graphdef
+        has_final_norm = isinstance(config, Wav2Vec2EncoderConfig) and config.pre_norm  # which is not of the layer
 
         def extract(params: functional.Params, batch: Batch) -> tuple[Array, Array]:
             x_BxTxF, length_B = features(batch, frontend, None)
-            return functional.bind(graphdef, params)(x_BxTxF, length_B)[0], length_B
+            taps = (config.num_layers,) if has_final_norm else ()
+            output, tapped = functional.bind(graphdef, params)(x_BxTxF, length_B, taps=taps)
+            return tapped.get(config.num_layers, output), frames_of(config, length_B)
 
-        return Extractor(frontend.mel, jax.device_put(params), extract)
+        return Extractor(experiment.frame_grid, experiment.sample_rate, jax.device_put(params), extract)
 
     def pinned(self) -> "Hidden":
         """Returns these features with the run's newest `<step>` folder as checkpoint, and its digest."""
         run, _, params = self._read()
         return self.replace(checkpoint=str(run.checkpoint), digest=fingerprint(params))
 
-    def _read(self) -> tuple[LoadedRun, ConformerConfig, functional.Params]:
+    def _read(self) -> tuple[LoadedRun, ConformerConfig | Wav2Vec2EncoderConfig, functional.Params]:
         """Reads the run, and returns the config and the parameters of its encoder up to `layer`."""
         run = LoadedRun.read(self.checkpoint, on_host=True)
         path, experiment, params = run.checkpoint, run.experiment, run.params
         if isinstance(experiment.model, FastConformerConfig):
             raise CheckpointError(
                 f"{path}: units need a frame for each feature vector, and a {experiment.model.kind} has fewer frames: "
-                "name a run with a conformer"
+                "name a run with a conformer, or with an encoder of samples"
             )
-        if "encoder" not in params or not isinstance(experiment.model, ConformerConfig):
+        if "encoder" not in params or not isinstance(experiment.model, ConformerConfig | Wav2Vec2EncoderConfig):
             raise CheckpointError(f"{path}: was trained by {experiment.objective.kind}, which has no speech encoder")
         if self.layer > experiment.model.num_layers:
             raise CheckpointError(
@@ -141,7 +153,7 @@ class CodecLatents(Config):
             audio = batch["audio"].astype(jnp.float32) / 2.0**15
             return functional.bind(graphdef, params).latents(audio, batch["audio_length"])
 
-        return Extractor(run.experiment.frontend.mel, run.params["autoencoder"], extract)
+        return Extractor.of(run.experiment.frontend.mel, run.params["autoencoder"], extract)
 
 
 def units_of_codec(run: str | Path, out: Path | None = None) -> Units:

@@ -33,7 +33,7 @@ def sample_frames(
     Returns:
       At most `max_frames` feature vectors, float32. Raises `DataError` if every utterance is shorter than a frame.
     """
-    frames = extractor.mel.num_frames(index.num_samples)
+    frames = extractor.grid.num_frames(index.num_samples)
     order = permute(np.arange(len(index)), len(index), derive_key(seed))
     order = order[frames[order] > 0]
     enough = int(np.searchsorted(np.cumsum(frames[order]), max_frames)) + 1
@@ -90,7 +90,7 @@ def _each_row(
         index.num_samples[rows],
         seconds_per_batch=seconds_per_batch,
         batch_multiple=mesh.size,
-        frame_samples=extractor.mel.frame_samples,
+        frame_samples=extractor.grid.frame_samples,
         sample_rate=index.sample_rate,
     )
     items = rows[plan.items].astype(np.int32)

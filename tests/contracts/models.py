@@ -394,12 +394,16 @@ def _wavenet(config: WaveNetConfig) -> Toy:
     return Toy(make, call, lambda frames: frames * config.hop, config.input_dim, unreached=unreached)
 
 
-CONFORMER, FAST_CONFORMER, WHISPER, *_ = objectives.MODELS.values()
+CONFORMER, FAST_CONFORMER, WHISPER, WAV2VEC2, *_ = objectives.MODELS.values()
+SAMPLES = WAV2VEC2.replace(kernels=(10, 3), strides=(5, 2), dropout=0.2)
 TOYS = CODECS | {
     "conformer": _encoder(CONFORMER.replace(left_max=6, right_max=3, dropout=0.2), 24),
     "fast_conformer": _encoder(FAST_CONFORMER.replace(dropout=0.2), 72),
     "fast_conformer, causal": _encoder(FAST_CONFORMER.replace(dropout=0.2, causal=True), 72),
     "whisper": _encoder(WHISPER.replace(dropout=0.2), 30),
+    "wav2vec2": _encoder(SAMPLES.replace(relative=None), 200),
+    "wavlm": _encoder(SAMPLES.replace(convolution_norm="layer", convolution_bias=True, pre_norm=True), 200),
+    "data2vec": _encoder(SAMPLES.replace(convolution_norm="layer", position_layers=2, relative=None), 200),
     "encoder_decoder": _encoder_decoder(objectives.AED_MODEL.replace(lora=LoRA())),
     "transformer, causal": _transformer(objectives.CAUSAL),
     "transformer, both ways": _transformer(objectives.BOTH_WAYS),

@@ -11,8 +11,10 @@ import numpy as np
 from data_pipelines.batching import fields
 from data_pipelines.batching.fields import BatchSpec
 from data_pipelines.core.tokenizer import Tokenizer
+from data_pipelines.storage.units import FrameGrid
 from jax_speechlm.core.config import Config
 from jax_speechlm.frontend.frontend import FrontEnd
+from jax_speechlm.frontend.waveform import Waveform
 from jax_speechlm.models.codec.wav_tokenizer import WavTokenizerConfig
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.encoder_decoder import EncoderDecoderConfig
@@ -26,12 +28,13 @@ from jax_speechlm.models.vocoders.hifigan import HifiGanConfig
 from jax_speechlm.models.vocoders.sample_distributions import MuLaw
 from jax_speechlm.models.vocoders.vocos import VocosConfig
 from jax_speechlm.models.vocoders.wavenet import WaveNetConfig
+from jax_speechlm.models.wav2vec2 import Wav2Vec2EncoderConfig
 from jax_speechlm.models.whisper import WhisperEncoderConfig
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.lora import LoRA
 from jax_speechlm.objectives.asr.ctc import CTC
 from jax_speechlm.objectives.asr.transducer import Transducer
-from jax_speechlm.objectives.base import Objective, ObjectiveConfig
+from jax_speechlm.objectives.base import Objective, ObjectiveConfig, label_grid
 from jax_speechlm.objectives.distillation import Teacher
 from jax_speechlm.objectives.heads.classification import Classification
 from jax_speechlm.objectives.lm.causal_lm import CausalLM
@@ -79,6 +82,7 @@ MODELS = {
     ConformerConfig: tiny.MODEL.replace(attention_dropout=0.1, chunk_lengths=(4,)),
     FastConformerConfig: tiny.FAST.replace(attention_dropout=0.1),
     WhisperEncoderConfig: tiny.WHISPER,
+    Wav2Vec2EncoderConfig: tiny.WAV2VEC2,
     EncoderDecoderConfig: AED_MODEL,
     TransformerConfig: CAUSAL,
     SpeechLMConfig: SPEECH_LM,
@@ -134,7 +138,15 @@ class Toy:
         names |= dict.fromkeys(("vocos", "hifigan", "wavenet"), "vocoder")
         names |= dict.fromkeys(("encoder_decoder", "whisper_encoder"), "aed")
         name = names.get(self.model.kind, "ctc")
-        return tiny.experiment(name).frontend
+        frontend = tiny.experiment(name).frontend
+        if isinstance(self.model, Wav2Vec2EncoderConfig):
+            return frontend.replace(mel=Waveform(), augment=frontend.augment.replace(freq_masks=0))
+        return frontend
+
+    @property
+    def grid(self) -> FrameGrid:
+        """Where labels of frames lie."""
+        return label_grid(self.model, self.frontend.mel)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -162,7 +174,7 @@ class Toy:
         """Returns the size of each dimension of a batch with `more` steps of 80 ms, or tokens, of padding."""
         samples = SECOND + 1280 * more
         tokens = TOKENS + more if fields.TRANSCRIPT_TOKENS in self.fields else 0
-        frames = self.frontend.mel.num_frames(samples)
+        frames = int(self.grid.num_frames(samples))
         return {"rows": rows, "samples": samples, "frames": frames, "tokens": tokens, "context": CONTEXT + more}
 
     @functools.cached_property
@@ -185,11 +197,11 @@ class Toy:
             labels = batch["frame_labels"]
             most = getattr(self.config, "num_units", 2)
             labels[:] = rng.integers(0, most, labels.shape)
-            labels[np.arange(labels.shape[1]) >= self.frontend.mel.num_frames(batch["audio_length"])[:, None]] = -1
+            labels[np.arange(labels.shape[1]) >= self.grid.num_frames(batch["audio_length"])[:, None]] = -1
             labels[6] = -1  # a record whose labels are missing
         if "pitch" in batch:
             hertz = rng.uniform(80, 300, batch["pitch"].shape) * (rng.random(batch["pitch"].shape) < 0.7)
-            is_frame = np.arange(hertz.shape[1]) < self.frontend.mel.num_frames(batch["audio_length"])[:, None]
+            is_frame = np.arange(hertz.shape[1]) < self.grid.num_frames(batch["audio_length"])[:, None]
             batch["pitch"][:] = np.where(is_frame, hertz, 0)
         return batch
 
@@ -227,7 +239,7 @@ class Toy:
 
     def packed(self, rows: list[list[int]]) -> Batch:
         """Returns the batch's utterances packed into these rows, whose gaps hold junk."""
-        mel = self.frontend.mel
+        mel, grid = self.frontend.mel, self.grid
         frame, gap = mel.frame_samples * self.model.subsampling * getattr(self.model, "alignment", 1), mel.gap_samples
         lengths = self.batch["audio_length"].tolist()
         slots = -(-(np.array(lengths) + gap) // frame) * frame
@@ -240,7 +252,7 @@ class Toy:
             "audio_start": np.zeros(shape, np.int32),
         }
         for field in by_frame:
-            batch[field.name] = np.full((len(rows), mel.num_frames(samples)), field.filler, field.dtype)
+            batch[field.name] = np.full((len(rows), grid.num_frames(samples)), field.filler, field.dtype)
         for name in self.batch.keys() - batch.keys():
             array = self.batch[name]
             batch[name] = np.full((*shape, *array.shape[1:]), -1 if name == "example_id" else 0, array.dtype)
@@ -251,7 +263,7 @@ class Toy:
                 batch["audio_start"][place, number] = at
                 batch["audio"][place, at : at + lengths[i]] = self.batch["audio"][i, : lengths[i]]
                 for field in by_frame:
-                    first, count = at // mel.frame_samples, mel.num_frames(lengths[i])
+                    first, count = at // grid.frame_samples, grid.num_frames(lengths[i])
                     batch[field.name][place, first : first + count] = self.batch[field.name][i, :count]
         added = self.config.of_stream(self.stream).added_tokens(self.tokenizer)
         if added is not None:

@@ -15,6 +15,7 @@ from jax_speechlm.core.exit_status import USER_ERROR
 from jax_speechlm.frontend.augment import Augment
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.inference.segment import VoiceActivity
+from jax_speechlm.objectives.base import label_grid
 from jax_speechlm.objectives.heads.frame_classification import FrameClassification
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
 from jax_speechlm.planning.workload import workload
@@ -116,7 +117,7 @@ def test_labels_that_would_be_untrue_are_refused(run):
         FrameClassification().build(MODEL, mixed)
     index = read_index(run.parent / "data" / "tones", "train")
     with pytest.raises(DataError, match="classes are speech, silence, and the times of words tell silence and speech"):
-        speech_or_silence(FrameClassification(classes=("speech", "silence")), MEL, index)
+        speech_or_silence(FrameClassification(classes=("speech", "silence")), label_grid(MODEL, MEL), index)
 
 
 def test_the_command_prints_a_line_a_file_and_names_what_it_cannot_read(run, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Folders as others write them: special ids anywhere, byte-level tokenizers, several files of weights."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,21 +10,31 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
+from data_pipelines.tokenizers.base import CharTokenizer
+from jax_speechlm.frontend.frontend import FrontEnd
+from jax_speechlm.frontend.waveform import Waveform
 from jax_speechlm.frontend.whisper_mel import WhisperMel
 from jax_speechlm.interop.hf import text_families as families
-from jax_speechlm.interop.hf import text_heads, transformer, wav2vec2_bert, whisper
+from jax_speechlm.interop.hf import text_heads, transformer, wav2vec2, wav2vec2_bert, whisper
 from jax_speechlm.interop.hf.feature_extractor import FILE as FRONT_END
 from jax_speechlm.interop.hf.feature_extractor import front_end_to_hugging_face
+from jax_speechlm.interop.hf.speech_heads import HEADED, Head
 from jax_speechlm.interop.hf.weights import write_weights
 from jax_speechlm.models.attention_decoder import AttentionDecoderConfig
 from jax_speechlm.models.conformer import Conformer
 from jax_speechlm.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from jax_speechlm.models.transformer import Transformer
 from jax_speechlm.models.transformer_config import LearnedPositions, TransformerConfig
+from jax_speechlm.models.wav2vec2 import Wav2Vec2EncoderConfig
 from jax_speechlm.models.whisper import WhisperEncoderConfig
 from jax_speechlm.nn import functional
+from jax_speechlm.objectives.asr.ctc import CTC
 from jax_speechlm.objectives.asr.whisper_tokens import TIMESTAMPS
-from tests.interop.tiny_runs import BERT, FORMER, OLD_BERT, QWEN, SPEECH_FRONT_END
+from jax_speechlm.objectives.encoder_only import EncoderOnly
+from jax_speechlm.objectives.heads.classification import Classification
+from jax_speechlm.objectives.heads.speaker_verification import SpeakerVerification
+from jax_speechlm.objectives.ssl.wav2vec2 import Wav2Vec2
+from tests.interop.tiny_runs import BERT, FORMER, OLD_BERT, QWEN, SPEECH_FRONT_END, XVECTOR
 
 TEXTS = ["in the beginning was the word", "the cat sat on the mat, naïvely", "\n  two  lines\n"]
 LLAMA = QWEN.replace(query_key_norm=False, tied=False)
@@ -49,6 +60,7 @@ TABLES = {
 
 # The blank is last and there are special tokens that no text has, as in the usual recipes.
 VOCAB = {"|": 0, "a": 1, "b": 2, "ö": 3, "'": 4, "[UNK]": 5, "[PAD]": 6, "<s>": 7, "</s>": 8}
+CONTRAST = Wav2Vec2(groups=2, codes=6, code_dim=8, negatives=7, mask_ratio=0.4, mask_span=0.2)
 CTC_SPECIAL = {"pad": "[PAD]", "unk": "[UNK]", "bos": "<s>", "eos": "</s>"}
 
 
@@ -184,6 +196,40 @@ def write_whisper(folder: Path, *, multilingual: bool = True) -> dict[str, np.nd
     names = {f"{name}_token": token for name in ("bos", "eos", "pad", "unk")}
     write_json(folder, "tokenizer_config.json", names | {"tokenizer_class": "WhisperTokenizer"})
     tokenizer.save(str(folder / "tokenizer.json"))
+    return arrays
+
+
+def write_sample_encoder(
+    folder: Path, config: Wav2Vec2EncoderConfig, head: Head, *, is_weighted: bool = False
+) -> dict[str, np.ndarray]:
+    """An encoder of samples with old names of its weight norm, and a recognizer's tokenizer; returns its state dict."""
+    classes = {"classes": ("no", "yes", "maybe"), "weighted_layers": is_weighted}
+    objective = {
+        "Model": EncoderOnly(),
+        "ForPreTraining": CONTRAST,
+        "ForCTC": CTC(),
+        "ForSequenceClassification": Classification(**classes),
+        "ForXVector": SpeakerVerification(**classes, head=XVECTOR),
+    }[head]
+    built = objective.build(config, FrontEnd(mel=Waveform()), CharTokenizer("abcdefgh"))  # of as many ids as `VOCAB`
+    arrays = wav2vec2.to_hugging_face(draw(built.make), config, head)
+    old, today = {new: name for name, new in wav2vec2.OLD_NAMES.items()}, re.compile(r"parametrizations.weight.*$")
+    arrays = {today.sub(lambda part: old[part.group()], name): array for name, array in arrays.items()}
+    folder.mkdir()
+    write_weights(folder, arrays)
+    if head in HEADED:
+        values = wav2vec2.headed_config_to_hugging_face(config, head, objective)
+    elif head == "ForPreTraining":
+        values = wav2vec2.pretraining_config_to_hugging_face(config, CONTRAST)
+    else:
+        values = wav2vec2.config_to_hugging_face(config, len(VOCAB) if head == "ForCTC" else None)
+    write_json(folder, FRONT_END, wav2vec2.features_to_hugging_face(Waveform(), config))
+    if head == "ForCTC":
+        values |= {f"{name}_token_id": VOCAB[token] for name, token in CTC_SPECIAL.items() if name != "unk"}
+        write_json(folder, "vocab.json", VOCAB)
+        tokens = {f"{name}_token": token for name, token in CTC_SPECIAL.items()}
+        write_json(folder, "tokenizer_config.json", tokens | {"tokenizer_class": "Wav2Vec2CTCTokenizer"})
+    write_json(folder, "config.json", values)
     return arrays
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jax_speechlm.interop.folders import ExportError
-from jax_speechlm.interop.hf import parakeet, transformer, voxtral, wav2vec2_bert
+from jax_speechlm.interop.hf import parakeet, transformer, voxtral, wav2vec2, wav2vec2_bert
 from jax_speechlm.interop.hf.class_settings import DEFAULTS, VOXTRAL_TEXT, completed
 from jax_speechlm.interop.hf.feature_extractor import front_end_from_hugging_face
 from jax_speechlm.interop.hf.import_ import read_folder
@@ -21,6 +21,7 @@ READERS = {
         ("llama", "qwen3", "modernbert", "bert", "roberta", "xlm-roberta", "distilbert", "gpt2", "mistral"),
         transformer.config_from_hugging_face,
     ),
+    **dict.fromkeys(wav2vec2.FAMILIES, wav2vec2.config_from_hugging_face),
     "wav2vec2-bert": wav2vec2_bert.config_from_hugging_face,
     "parakeet_ctc": parakeet.config_from_hugging_face,
 }

@@ -21,8 +21,9 @@ from jax_speechlm.interop.hf.weights import INDEX, read_weights, write_weights
 from jax_speechlm.objectives.text_encoder import TextEncoding
 from jax_speechlm.training.runs import tokenizer_files
 from tests.interop.foreign_folders import SPECIAL as TEXT_SPECIAL
-from tests.interop.foreign_folders import write_recognizer, write_text_model, write_whisper
+from tests.interop.foreign_folders import write_recognizer, write_sample_encoder, write_text_model, write_whisper
 from tests.interop.tiny_runs import tiny_run
+from tests.training.tiny import WAV2VEC2
 
 ARRAYS = {
     "a": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -280,6 +281,13 @@ def test_settings_of_a_recognizer_can_hold_anything(speech, file, data):
     assert isinstance(tampered(speech, file, data.draw), Imported | ExportError)
 
 
+SAMPLES = {
+    "wav2vec2": (WAV2VEC2.replace(relative=None), "ForXVector"),
+    "pretraining": (WAV2VEC2.replace(relative=None), "ForPreTraining"),
+    "hubert": (WAV2VEC2.replace(relative=None, family="hubert", input_norm=False), "ForSequenceClassification"),
+    "wavlm": (WAV2VEC2, "ForCTC"),
+    "data2vec": (WAV2VEC2.replace(relative=None, position_layers=2, convolution_norm="layer"), "Model"),
+}
 TEXT_CLASSES = {
     "sentences": ("bert", "BertModel"),
     "gpt2": ("gpt2", "GPT2LMHeadModel"),
@@ -289,6 +297,7 @@ TEXT_CLASSES = {
 }
 KINDS = ["qwen3", "bert", "text classification", "classification", "speaker", "fast_conformer", "whisper"]
 KINDS += TEXT_CLASSES
+KINDS += SAMPLES
 
 
 @pytest.fixture(scope="module")
@@ -309,6 +318,9 @@ def folders_of_kinds(tmp_path_factory):
             write_weights(folder / kind, arrays)
             found[kind] = folder / kind, arrays
             continue
+        if kind in SAMPLES:
+            found[kind] = folder / "samples", write_sample_encoder(folder / "samples", *SAMPLES[kind])
+            continue
         made = package(tiny_run(kind))
         write_model(folder, made)
         found[kind] = folder, made.arrays
@@ -318,7 +330,15 @@ def folders_of_kinds(tmp_path_factory):
 SIZES = st.sampled_from([0, 1, 2, 3, 16, 48, 2**20, 2**40])
 
 
-@settings(max_examples=14, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@FEW
+@given(data=st.data())
+def test_settings_of_an_encoder_of_samples_can_hold_anything(folders_of_kinds, data):
+    folder, _ = folders_of_kinds[data.draw(st.sampled_from(sorted(SAMPLES)))]
+    file = data.draw(st.sampled_from(["config.json", "preprocessor_config.json"]))
+    assert isinstance(tampered(folder, file, data.draw), Imported | ExportError)
+
+
+@settings(max_examples=16, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(kind=st.sampled_from(KINDS), data=st.data())
 def test_arrays_can_have_any_shapes(folders_of_kinds, kind, data):
     """Scalars, empty axes beside long ones, one axis more or less: an error, and nothing that is multiplied out."""
@@ -477,7 +497,7 @@ def speakers(tmp_path_factory):
         ({"tdnn_kernel": [3, 2, 1]}, "one entry a layer, got 2, 3 and 2"),
         ({"tdnn_kernel": [3, 3]}, "the arrays of speaker/tdnn/layer1/kernel give"),
         ({"xvector_output_dim": 7}, "the arrays of speaker/"),
-        ({"use_weighted_layer_sum": True}, "use_weighted_layer_sum=True has no counterpart"),
+        ({"use_weighted_layer_sum": True}, "the arrays of mix give None"),
         ({"id2label": {"0": "a", "1": "a", "2": "b"}}, "classes must be distinct"),
         ({"id2label": {"0": "a"}}, "id2label does not name the 3 classes"),
     ],

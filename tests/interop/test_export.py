@@ -96,12 +96,12 @@ def test_a_tied_head_is_stored_once(tmp_path):
 def test_a_classifiers_projection_goes_into_its_head():
     rng = np.random.default_rng(0)
     run = tiny_run("classification")
-    arrays = wav2vec2_bert.to_hugging_face(run.params, FORMER, wav2vec2_bert.CLASSIFIER)
+    arrays = wav2vec2_bert.to_hugging_face(run.params, FORMER, "ForSequenceClassification")
     projection, bias = rng.normal(size=(5, 16)), rng.normal(size=5)
     classes, class_bias = rng.normal(size=(3, 5)), rng.normal(size=3)
     arrays |= {"projector.weight": projection, "projector.bias": bias}
     arrays |= {"classifier.weight": classes, "classifier.bias": class_bias}
-    again = read(wav2vec2_bert.sources(arrays, FORMER, wav2vec2_bert.CLASSIFIER))
+    again = read(wav2vec2_bert.sources(arrays, FORMER, "Wav2Vec2BertForSequenceClassification"))
     jax.tree.map(np.testing.assert_array_equal, again["encoder"], run.params["encoder"])
     hidden = rng.normal(size=(11, 16))
     expected = classes @ (projection @ hidden.T + bias[:, None]).mean(1) + class_bias

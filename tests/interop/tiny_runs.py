@@ -11,6 +11,7 @@ from data_pipelines.tokenizers.base import CharTokenizer
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.frontend.synthesis_mel import SynthesisMel
+from jax_speechlm.frontend.waveform import Waveform
 from jax_speechlm.models.adapter import Stacking
 from jax_speechlm.models.codec.wav_tokenizer import WavTokenizerConfig
 from jax_speechlm.models.conformer import ConformerConfig
@@ -20,6 +21,7 @@ from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.models.transformer_config import FORMS, LearnedPositions, TransformerConfig
 from jax_speechlm.models.tts.fastspeech2 import FastSpeech2Config, Layers, Postnet, Predictor
 from jax_speechlm.models.vocoders.hifigan import HifiGanConfig
+from jax_speechlm.models.wav2vec2 import Wav2Vec2EncoderConfig
 from jax_speechlm.models.xvector import XVectorConfig
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.lora import LoRA
@@ -34,6 +36,7 @@ from jax_speechlm.objectives.lm.unit_lm import UnitLM
 from jax_speechlm.objectives.speech_text.joint import Joint
 from jax_speechlm.objectives.speech_text.speech_lm import SpeechLM
 from jax_speechlm.objectives.ssl.best_rq import BestRQ
+from jax_speechlm.objectives.ssl.wav2vec2 import Wav2Vec2
 from jax_speechlm.objectives.tts.acoustic import TTS
 from jax_speechlm.objectives.tts.codec import CODEBOOK, Codec
 from jax_speechlm.objectives.tts.vocoder import Vocoding
@@ -42,6 +45,7 @@ from jax_speechlm.recipes.experiment import Experiment, Mixture, Speech, Stream,
 from jax_speechlm.training.checkpoints import Checkpoints
 from jax_speechlm.training.runs import LoadedRun, tokenizer_files
 from jax_speechlm.training.state import TrainState
+from tests.training.tiny import WAV2VEC2
 
 CHARACTERS = CharTokenizer("\n 'abcdefghijklmnopqrstuvwxyz")
 SPEECH_FRONT_END = FrontEnd(mel=LogMel(num_mel_bins=20))
@@ -101,6 +105,13 @@ CODEC_FRONT_END = FrontEnd(mel=SynthesisMel(hop=CODEC.hop))
 RUNS = {
     "ctc": (CTC(), FORMER, SPEECH, "Wav2Vec2BertForCTC"),
     "fast_conformer": (CTC(), FAST, SPEECH, "ParakeetForCTC"),
+    "samples": (CTC(), WAV2VEC2, SPEECH, "WavLMForCTC"),
+    "samples, contrastive": (
+        Wav2Vec2(codes=6, code_dim=8, negatives=5),
+        WAV2VEC2.replace(relative=None),
+        SPEECH,
+        "Wav2Vec2ForPreTraining",
+    ),
     "joint": (Joint(speech=BestRQ(codes=8, code_dim=4)), FORMER, Mixture(streams=STREAMS), "Wav2Vec2BertForCTC"),
     "best_rq": (BestRQ(codes=8, code_dim=4), FORMER, SPEECH, "Wav2Vec2BertModel"),
     "classification": (
@@ -167,7 +178,9 @@ def tiny_run(name: str, tokenizer: Tokenizer = CHARACTERS, **mel: object) -> Loa
         mel = {"num_mel_bins": 40, "variant": "nemo", "stack": 1} | mel
     kind, mel = SynthesisMel if name in ("vocoder", *VOICES) else LogMel, {"num_mel_bins": 20} | mel
     front_end = FrontEnd(mel=kind(**mel))
-    if isinstance(model, EncoderConfig):
+    if isinstance(model, Wav2Vec2EncoderConfig):
+        front_end = FrontEnd(mel=Waveform())
+    elif isinstance(model, EncoderConfig):
         model = model.replace(input_dim=front_end.mel.input_dim)
     elif isinstance(model, SpeechLMConfig):
         model = model.replace(encoder=model.encoder.replace(input_dim=front_end.mel.input_dim))

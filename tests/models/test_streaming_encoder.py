@@ -11,6 +11,7 @@ from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.encoders import make_encoder
 from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.models.streaming import StreamingEncoder
+from jax_speechlm.models.wav2vec2 import Wav2Vec2EncoderConfig
 from jax_speechlm.models.whisper import WhisperEncoderConfig
 from jax_speechlm.nn import functional
 from tests.contracts.streaming import InChunks, verify_streaming
@@ -112,6 +113,7 @@ def test_streams_of_a_batch_join_and_leave_without_changing_each_other():
             WhisperEncoderConfig(),
             r"model.kind is whisper_encoder, which attends to whole.*train a conformer",
         ),
+        (Wav2Vec2EncoderConfig(), r"model.kind is wav2vec2_encoder, which attends to whole"),
         (FastConformerConfig(), r"model.causal is False.*look ahead: train with --model.causal true"),
     ],
 )

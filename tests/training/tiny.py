@@ -31,6 +31,7 @@ from jax_speechlm.models.tts.fastspeech2 import FastSpeech2Config, Layers, Postn
 from jax_speechlm.models.tts.tacotron import TacotronConfig
 from jax_speechlm.models.vocoders.discriminators import DiscriminatorConfig
 from jax_speechlm.models.vocoders.vocos import VocosConfig
+from jax_speechlm.models.wav2vec2 import RelativeBias, Wav2Vec2EncoderConfig
 from jax_speechlm.models.whisper import WhisperEncoderConfig
 from jax_speechlm.models.xvector import XVectorConfig
 from jax_speechlm.objectives.asr.aed import AED
@@ -62,6 +63,10 @@ MEL = LogMel(num_mel_bins=20, stack=2)
 MODEL = ConformerConfig(input_dim=MEL.input_dim, dim=16, num_layers=2, num_heads=8, kernel_size=7)
 FAST = FastConformerConfig(input_dim=16, dim=16, num_layers=2, num_heads=8, kernel_size=7, channels=4)
 WHISPER = WhisperEncoderConfig(input_dim=16, dim=16, num_layers=2, num_heads=4, ffn_dim=24, max_frames=50, dropout=0.1)
+WAV2VEC2 = Wav2Vec2EncoderConfig(
+    channels=(4, 6), kernels=(25, 16), strides=(20, 16), dim=16, num_layers=2, num_heads=4, ffn_dim=24,
+    position_kernel=6, position_groups=2, relative=RelativeBias(buckets=8, longest=10), dropout=0.1,
+)  # fmt: skip
 OBJECTIVES = {
     "aed": AED(),
     "ctc": CTC(),

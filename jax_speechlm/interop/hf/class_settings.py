@@ -26,6 +26,19 @@ _HIFIGAN = {
     "resblock_dilation_sizes": [[1, 3, 5], [1, 3, 5], [1, 3, 5]], "leaky_relu_slope": 0.1, "normalize_before": True,
 }
 
+_WAV2VEC2 = {
+    "vocab_size": 32, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
+    "hidden_act": "gelu", "hidden_dropout": 0.1, "layer_norm_eps": 1e-5, "feat_extract_norm": "group",
+    "feat_extract_activation": "gelu", "conv_dim": [512] * 7, "conv_stride": [5, 2, 2, 2, 2, 2, 2],
+    "conv_kernel": [10, 3, 3, 3, 3, 2, 2], "conv_bias": False, "num_conv_pos_embeddings": 128,
+    "num_conv_pos_embedding_groups": 16, "do_stable_layer_norm": False, "use_weighted_layer_sum": False,
+    "classifier_proj_size": 256,
+}
+_XVECTOR = {
+    "tdnn_dim": [512, 512, 512, 512, 1500], "tdnn_kernel": [5, 3, 3, 1, 1], "tdnn_dilation": [1, 2, 3, 1, 1],
+    "xvector_output_dim": 512, "add_adapter": False,
+}
+
 DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": _CAUSAL | {
         "vocab_size": 32_000, "intermediate_size": 11_008, "num_key_value_heads": None, "head_dim": None,
@@ -66,11 +79,21 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "intermediate_size": 4096, "feature_projection_input_dim": 160,
         "hidden_act": "silu",  # which the class calls swish
         "hidden_dropout": 0.0, "attention_dropout": 0.0, "layer_norm_eps": 1e-5, "use_weighted_layer_sum": False,
-        "tdnn_dim": [512, 512, 512, 512, 1500], "tdnn_kernel": [5, 3, 3, 1, 1], "tdnn_dilation": [1, 2, 3, 1, 1],
-        "xvector_output_dim": 512, "add_adapter": False, "use_intermediate_ffn_before_adapter": False,
+        "use_intermediate_ffn_before_adapter": False,
         "position_embeddings_type": "relative_key", "left_max_position_embeddings": 64,
         "right_max_position_embeddings": 8, "conv_depthwise_kernel_size": 31,
+    } | _XVECTOR,
+    "wav2vec2": _WAV2VEC2 | _XVECTOR | {
+        "adapter_attn_dim": None, "num_codevectors_per_group": 320, "num_codevector_groups": 2,
+        "contrastive_logits_temperature": 0.1, "num_negatives": 100, "codevector_dim": 256, "proj_codevector_dim": 256,
+        "diversity_loss_weight": 0.1, "mask_time_prob": 0.05, "mask_time_length": 10,
     },
+    "hubert": _WAV2VEC2 | {"feat_proj_layer_norm": True, "conv_pos_batch_norm": False},
+    "wavlm": _WAV2VEC2 | _XVECTOR | {"num_buckets": 320, "max_bucket_distance": 800},
+    "data2vec-audio": {
+        name: value for name, value in (_WAV2VEC2 | _XVECTOR).items()
+        if name not in ("feat_extract_norm", "do_stable_layer_norm")
+    } | {"conv_pos_kernel_size": 19, "num_conv_pos_embeddings": 5},
     "parakeet_encoder": {
         "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 8, "intermediate_size": 4096,
         "hidden_act": "silu", "attention_bias": True, "convolution_bias": True, "conv_kernel_size": 9,
@@ -123,6 +146,9 @@ FEATURES: dict[str, dict[str, Any]] = {
         "feature_size": 80, "sampling_rate": DEFAULT_SAMPLE_RATE, "hop_length": 160, "n_fft": 512, "win_length": 400,
         "preemphasis": 0.97, "padding_value": 0.0,
     },
+    "Wav2Vec2FeatureExtractor": {
+        "feature_size": 1, "sampling_rate": DEFAULT_SAMPLE_RATE, "padding_value": 0.0, "do_normalize": True,
+    },
     "WhisperFeatureExtractor": {
         "feature_size": 80, "sampling_rate": DEFAULT_SAMPLE_RATE, "hop_length": 160, "n_fft": 400, "chunk_length": 30,
         "padding_value": 0.0, "dither": 0.0,
@@ -139,8 +165,8 @@ ACTIVATIONS |= dict.fromkeys(("gelu_pytorch_tanh", "gelu_fast", "gelu_python_tan
 """Other names of the functions that models here have."""
 
 _ACTIVATION_SETTINGS = (
-    "hidden_act", "hidden_activation", "classifier_activation", "projector_hidden_act", "activation",
-    "activation_function",
+    "hidden_act", "feat_extract_activation", "hidden_activation", "classifier_activation", "projector_hidden_act",
+    "activation", "activation_function",
 )  # fmt: skip
 
 

@@ -22,17 +22,38 @@ _COUNTS = {
     "decoder_ffn_dim": 1 << 20, "max_source_positions": 1 << 20, "max_target_positions": 1 << 20, "dim": 1 << 17,
     "n_layers": 4096, "n_heads": 4096, "hidden_dim": 1 << 20, "n_positions": 1 << 24, "n_embd": 1 << 17,
     "n_layer": 4096, "n_head": 4096, "n_inner": 1 << 20,
+    "num_conv_pos_embeddings": 1 << 12, "num_conv_pos_embedding_groups": 1 << 12, "conv_pos_kernel_size": 1 << 12,
+    "num_codevectors_per_group": 1 << 16, "num_codevector_groups": 16, "num_negatives": 1 << 16,
+    "codevector_dim": 1 << 16, "proj_codevector_dim": 1 << 16, "mask_time_length": 1 << 16,
+    "num_buckets": 1 << 16, "max_bucket_distance": 1 << 24,
 }  # fmt: skip
 """The most that each count is of any model; all but those of `_MAY_BE_NONE` and `_FROM_ZERO` are at least 1."""
 
 _FROM_ZERO = ("left_max_position_embeddings", "right_max_position_embeddings", "max_window_layers")
 _MAY_BE_NONE = ("num_key_value_heads", "head_dim", "sliding_window", "vocab_size", "num_labels", "n_inner")
-_RATES = ("hidden_dropout", "attention_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob", "dropout")
+_RATES = (
+    "hidden_dropout",
+    "attention_dropout",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "dropout",
+    "mask_time_prob",
+)
 _SIZES = ("rms_norm_eps", "norm_eps", "layer_norm_eps", "layer_norm_epsilon")
 _SIZES += ("rope_theta", "global_rope_theta", "local_rope_theta")
-_SWITCHES = ("tie_word_embeddings", "use_sliding_window", "normalize_before", "scale_embedding")
-_PER_LAYER = ("tdnn_dim", "tdnn_kernel", "tdnn_dilation")  # of an x-vector's layers over time
-_PER_STAGE = ("upsample_rates", "upsample_kernel_sizes", "resblock_kernel_sizes", "upsampling_ratios")
+_SWITCHES = (
+    "tie_word_embeddings", "use_sliding_window", "normalize_before", "scale_embedding", "conv_bias",
+    "do_stable_layer_norm", "feat_proj_layer_norm", "use_weighted_layer_sum",
+)  # fmt: skip
+_PER_LAYER = ("tdnn_dim", "tdnn_kernel", "tdnn_dilation", "conv_dim")  # of layers over time
+_PER_STAGE = (
+    "upsample_rates",
+    "upsample_kernel_sizes",
+    "resblock_kernel_sizes",
+    "upsampling_ratios",
+    "conv_kernel",
+    "conv_stride",
+)
 _PARTS = ("audio_config", "text_config", "encoder_config")  # settings that are settings of a model themselves
 
 

@@ -12,8 +12,9 @@ from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
 from jax_speechlm.frontend.cepstra import Cepstra
 from jax_speechlm.frontend.frontend import AnyMel
 from jax_speechlm.frontend.logmel import LogMel
+from jax_speechlm.frontend.waveform import Waveform
 from jax_speechlm.interop.folders import ExportError
-from jax_speechlm.interop.hf import hifigan, parakeet, whisper
+from jax_speechlm.interop.hf import hifigan, parakeet, wav2vec2, whisper
 from jax_speechlm.interop.hf.class_settings import FEATURES
 
 FILE = "preprocessor_config.json"
@@ -60,6 +61,8 @@ def front_end_from_hugging_face(values: dict[str, Any]) -> AnyMel:
         return parakeet.features_from_hugging_face(values)
     if kind == hifigan.EXTRACTOR:
         return hifigan.features_from_hugging_face(values)
+    if kind == wav2vec2.EXTRACTOR:
+        return wav2vec2.features_from_hugging_face(values)
     if kind == whisper.EXTRACTOR:
         return whisper.features_from_hugging_face(values)
     if kind != "SeamlessM4TFeatureExtractor" or values.get("sampling_rate", DEFAULT_SAMPLE_RATE) != DEFAULT_SAMPLE_RATE:
@@ -70,8 +73,10 @@ def front_end_from_hugging_face(values: dict[str, Any]) -> AnyMel:
     return LogMel(num_mel_bins=values["num_mel_bins"], stack=values["stride"])
 
 
-def ending(mel: LogMel, num_samples: int) -> Ending:
+def ending(mel: LogMel | Waveform, num_samples: int) -> Ending:
     """Returns how the extractor treats the end of a clip of `num_samples`."""
+    if isinstance(mel, Waveform):
+        return "same"
     if mel.variant == "nemo":  # ParakeetFeatureExtractor has a window more than whole hops, always masked
         return "masked"
     frames = mel.replace(stack=1).num_frames(num_samples)

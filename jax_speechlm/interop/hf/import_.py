@@ -29,6 +29,7 @@ from jax_speechlm.interop.hf import (
     sentence_transformers,
     text_heads,
     voxtral,
+    wav2vec2,
     wav2vec2_bert,
     wav_tokenizer,
     whisper,
@@ -41,6 +42,7 @@ from jax_speechlm.interop.hf.foreign_tokenizers import (
 )
 from jax_speechlm.interop.hf.mapping import TensorSource, place
 from jax_speechlm.interop.hf.registry import TEXT_MODELS, Model, id_axis, read_model, settings
+from jax_speechlm.interop.hf.speech_heads import WHOLE, Head, x_vector_config_from_hugging_face
 from jax_speechlm.interop.hf.verify.check import check_import
 from jax_speechlm.interop.hf.verify.verdict import Verdict
 from jax_speechlm.nn import functional
@@ -51,6 +53,7 @@ from jax_speechlm.objectives.asr.ctc import CTC
 from jax_speechlm.objectives.base import ObjectiveConfig
 from jax_speechlm.objectives.distillation import Distillation
 from jax_speechlm.objectives.encoder_only import EncoderOnly
+from jax_speechlm.objectives.heads.base import HeadConfig
 from jax_speechlm.objectives.heads.classification import Classification
 from jax_speechlm.objectives.heads.frame_classification import FrameClassification
 from jax_speechlm.objectives.heads.speaker_verification import SpeakerVerification
@@ -66,6 +69,7 @@ from jax_speechlm.recipes.experiment import Experiment, Speech, Text
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.runs import LoadedRun, saved_tokenizer, tokenizer_files
 
+_HEADS = wav2vec2_bert.ARCHITECTURES | wav2vec2.ARCHITECTURES
 _PROCESSOR = "processor_config.json"  # where transformers 5 saves a front end together with a tokenizer
 _SPEECH = Speech(sets=())  # its training data is not known
 
@@ -186,7 +190,7 @@ def _as_exported(model: Model) -> tuple[Experiment, Tokenizer | None, str | None
         experiment = experiment.replace(model=experiment.model.replace(lora=LoRA()))
     if model.architecture == whisper.ARCHITECTURE:  # LoRA is merged into its weights
         return experiment.replace(model=experiment.model.replace(lora=LoRA())), tokenizer, None
-    if {"transformer", "generator", "acoustic"} & model.sources.keys() or model.architecture in wav2vec2_bert.HEADED:
+    if {"transformer", "generator", "acoustic"} & model.sources.keys() or _HEADS.get(model.architecture) in WHOLE:
         return experiment, tokenizer, record.get("units")
     if model.architecture == wav_tokenizer.MODEL:  # without the discriminators
         groups = tuple(group for group in experiment.optimizer.groups if group.prefix != "discriminators")
@@ -240,8 +244,12 @@ def _recognizer(model: Model) -> tuple[Experiment, Tokenizer | None]:
 
 
 def _speaker_model(model: Model) -> tuple[Experiment, Tokenizer | None]:
-    classes, head = _class_names(model), wav2vec2_bert.x_vector_config_from_hugging_face(model.settings)
-    return _of_speech(model, SpeakerVerification(classes=classes, head=head))
+    return _headed(model, SpeakerVerification, head=x_vector_config_from_hugging_face(model.settings))
+
+
+def _headed(model: Model, kind: type[HeadConfig], **settings: Any) -> tuple[Experiment, Tokenizer | None]:
+    weighted = bool(model.settings["use_weighted_layer_sum"])
+    return _of_speech(model, kind(classes=_class_names(model), weighted_layers=weighted, **settings))
 
 
 def _class_names(model: Model) -> tuple[str, ...]:
@@ -326,13 +334,17 @@ def _text_model(model: Model) -> tuple[Experiment, Tokenizer]:
     return Experiment(objective=CausalLM() if causal else MaskedLM(), model=model.config, data=data), tokenizer
 
 
+_OF_HEADS: dict[Head, Callable[[Model], tuple[Experiment, Tokenizer | None]]] = {
+    "Model": lambda model: _of_speech(model, EncoderOnly()),
+    "ForPreTraining": lambda model: _of_speech(model, wav2vec2.contrast_from_hugging_face(model.values)),
+    "ForCTC": _recognizer,
+    "ForSequenceClassification": lambda model: _headed(model, Classification),
+    "ForAudioFrameClassification": lambda model: _headed(model, FrameClassification),
+    "ForXVector": _speaker_model,
+}
 EXPERIMENTS: dict[str, Callable[[Model], tuple[Experiment, Tokenizer | None]]] = {
-    wav2vec2_bert.MODEL: lambda model: _of_speech(model, EncoderOnly()),
-    wav2vec2_bert.CTC: _recognizer,
+    **{name: _OF_HEADS[head] for name, head in _HEADS.items()},
     "ParakeetForCTC": _recognizer,
-    wav2vec2_bert.CLASSIFIER: lambda model: _of_speech(model, Classification(classes=_class_names(model))),
-    wav2vec2_bert.FRAMES: lambda model: _of_speech(model, FrameClassification(classes=_class_names(model))),
-    wav2vec2_bert.X_VECTOR: _speaker_model,
     **dict.fromkeys(TEXT_MODELS, _text_model),
     **dict.fromkeys(families.ENCODERS.values(), _text_encoder),
     **dict.fromkeys(families.CLASSIFIERS.values(), _text_classifier),

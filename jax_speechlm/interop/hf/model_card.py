@@ -21,11 +21,13 @@ from jax_speechlm.models.encoder_decoder import EncoderDecoderConfig
 from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.models.tts.fastspeech2 import FastSpeech2Config
+from jax_speechlm.models.wav2vec2 import Wav2Vec2EncoderConfig
 from jax_speechlm.recipes.experiment import Experiment, Mixture, UnitText
 from jax_speechlm.training.runs import LoadedRun
 
 _USES = {
     "AutoModel": ("feature-extraction", "hidden = model(**inputs).last_hidden_state"),
+    "AutoModelForPreTraining": ("feature-extraction", "hidden = model(**inputs).hidden_states"),
     "AutoModelForCTC": ("automatic-speech-recognition", '"clip.wav"'),
     "AutoModelForAudioClassification": ("audio-classification", '"clip.wav"'),
     "AutoModelForAudioFrameClassification": (
@@ -192,6 +194,11 @@ def _notes(run: LoadedRun) -> Iterator[str]:
             "that do not fill a vector were dropped in training; transformers' feature extractor may fill the last "
             "vector up instead, and the pipeline then decodes it too. One clip at a time, "
             f"`extractor(samples, sampling_rate={DEFAULT_SAMPLE_RATE:_}, pad_to_multiple_of=1)` drops them as well."
+        )
+    if isinstance(experiment.model, Wav2Vec2EncoderConfig) and experiment.model.sees_padding:
+        yield (
+            "Input: 16 kHz mono, one clip at a time: the class's norm over time, or its stack of convolutions, reads "
+            "the filler behind the shorter clips of a batch, and in training nothing was filled up."
         )
     if isinstance(experiment.model, WavTokenizerConfig):
         yield (

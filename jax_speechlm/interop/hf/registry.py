@@ -29,6 +29,7 @@ from jax_speechlm.interop.hf import (
     text_heads,
     transformer,
     voxtral,
+    wav2vec2,
     wav2vec2_bert,
     wav_tokenizer,
     weights,
@@ -38,15 +39,24 @@ from jax_speechlm.interop.hf import text_families as families
 from jax_speechlm.interop.hf.class_settings import completed
 from jax_speechlm.interop.hf.config_limits import checked_settings
 from jax_speechlm.interop.hf.mapping import StateDict, class_names, read
+from jax_speechlm.interop.hf.speech_forms import (
+    Settings,
+    encoder_settings,
+    headed_settings,
+    pretraining_settings,
+    recognizer_settings,
+    speech_arrays,
+)
+from jax_speechlm.interop.hf.speech_heads import Head
 from jax_speechlm.interop.hf.text_settings import config_from_hugging_face, family_of
-from jax_speechlm.interop.hf.tokenizer_files import Files, ctc_files, text_files, voice_files
+from jax_speechlm.interop.hf.tokenizer_files import Files, text_files, voice_files
 from jax_speechlm.models.encoder_decoder import EncoderDecoderConfig
-from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.models.tts.fastspeech2 import FastSpeech2Config
 from jax_speechlm.models.tts.text import boundary_id, num_ids
 from jax_speechlm.models.vocoders.hifigan import HifiGanConfig
+from jax_speechlm.models.wav2vec2 import Wav2Vec2EncoderConfig
 from jax_speechlm.nn.functional import Params
 from jax_speechlm.nn.lora import merge
 from jax_speechlm.recipes.experiment import Experiment
@@ -105,10 +115,6 @@ class Model(NamedTuple):
     def params(self) -> Params:
         """Our parameters, as arrays of the files' types."""
         return read(self.sources)
-
-
-Settings = tuple[dict[str, Any], Files]
-"""`config.json`, and every other JSON file."""
 
 
 def package(run: LoadedRun) -> Package:
@@ -172,31 +178,6 @@ def vocabulary_of(experiment: Experiment, tokenizer: Tokenizer | None) -> Vocabu
     return Vocabulary.of(tokenizer, sentinels, units)
 
 
-def _encoder_settings(experiment: Experiment, tokenizer: Tokenizer | None) -> Settings:
-    del tokenizer
-    files = {feature_extractor.FILE: feature_extractor.front_end_to_hugging_face(experiment.frontend.mel)}
-    return wav2vec2_bert.config_to_hugging_face(experiment.model), files
-
-
-def _recognizer_settings(experiment: Experiment, tokenizer: Tokenizer) -> Settings:
-    if isinstance(experiment.model, FastConformerConfig):
-        features = parakeet.features_to_hugging_face(experiment.frontend.mel)
-        processor, to_config = {"processor_class": "ParakeetProcessor"}, parakeet.config_to_hugging_face
-    else:
-        features = feature_extractor.front_end_to_hugging_face(experiment.frontend.mel)
-        processor, to_config = {"processor_class": "Wav2Vec2BertProcessor"}, wav2vec2_bert.config_to_hugging_face
-    files = {feature_extractor.FILE: features | processor}
-    # for further training: a row too short for its transcript has no loss here either
-    rest = {"pad_token_id": PADDING, "ctc_loss_reduction": "mean", "ctc_zero_infinity": True}
-    rest |= {"bos_token_id": None, "eos_token_id": None}
-    if isinstance(tokenizer, HuggingFaceTokenizer):
-        config = to_config(experiment.model, tokenizer.places.num_rows)
-        return config | rest | tokenizer.special, files | tokenizer.files
-    for name, value in ctc_files(tokenizer).items():
-        files[name] = value | processor if name == "tokenizer_config.json" else value
-    return to_config(experiment.model, tokenizer.vocab_size) | rest, files
-
-
 def _vocoder_settings(experiment: Experiment, tokenizer: Tokenizer | None) -> Settings:
     del tokenizer
     model, mel = experiment.model, experiment.frontend.mel
@@ -218,21 +199,10 @@ def _voice_settings(experiment: Experiment, tokenizer: Tokenizer) -> Settings:
 
 def _classifier_settings(experiment: Experiment, tokenizer: Tokenizer | None) -> Settings:
     if not isinstance(experiment.model, TransformerConfig):
-        return _headed_settings(wav2vec2_bert.CLASSIFIER, experiment, tokenizer)
+        return headed_settings("ForSequenceClassification", experiment, tokenizer)
     form = text_heads.classifier_settings(experiment.model, experiment.objective)
     config, files = _text_settings(experiment, tokenizer)
     return config | form | class_names(experiment.objective.classes), files
-
-
-def _headed_settings(architecture: str, experiment: Experiment, tokenizer: Tokenizer | None) -> Settings:
-    model, objective = experiment.model, experiment.objective
-    if isinstance(model, FastConformerConfig):
-        raise ExportError(
-            f"its head for {objective.kind} is on a FastConformer's hidden states, which no class of transformers does"
-        )
-    _, files = _encoder_settings(experiment, tokenizer)
-    x_vector = objective.head if architecture == wav2vec2_bert.X_VECTOR else None
-    return wav2vec2_bert.headed_config_to_hugging_face(model, architecture, objective.classes, x_vector), files
 
 
 def _token_head_settings(classes: Mapping[str, str], experiment: Experiment, tokenizer: Tokenizer | None) -> Settings:
@@ -344,11 +314,6 @@ def _codec_settings(experiment: Experiment, tokenizer: Tokenizer | None) -> Sett
     return wav_tokenizer.config_to_hugging_face(model, rate), files
 
 
-def _speech_arrays(params: Params, model: Config) -> StateDict:
-    form = parakeet if isinstance(model, FastConformerConfig) else wav2vec2_bert
-    return form.to_hugging_face(params, model)
-
-
 def _voice_arrays(params: Params, model: FastSpeech2Config) -> StateDict:
     return fastspeech2.to_hugging_face(params["acoustic"], model)
 
@@ -356,7 +321,7 @@ def _voice_arrays(params: Params, model: FastSpeech2Config) -> StateDict:
 def _classifier_arrays(params: Params, model: Config) -> StateDict:
     if isinstance(model, TransformerConfig):
         return text_heads.head_arrays(params, model, families.CLASSIFIERS[family_of(model)])
-    return wav2vec2_bert.to_hugging_face(params, model, wav2vec2_bert.CLASSIFIER)
+    return speech_arrays(params, model, "ForSequenceClassification")
 
 
 def _text_arrays(params: Params, model: TransformerConfig) -> StateDict:
@@ -395,21 +360,27 @@ class HuggingFaceForm(NamedTuple):
     groups: tuple[str, ...] = ("encoder", "head")
 
 
-def _headed(architecture: str, *groups: str) -> HuggingFaceForm:
-    arrays = partial(wav2vec2_bert.to_hugging_face, architecture=architecture)
-    return HuggingFaceForm(partial(_headed_settings, architecture), arrays, groups)
+def _headed(head: Head, *groups: str) -> HuggingFaceForm:
+    return HuggingFaceForm(
+        partial(headed_settings, head), lambda params, model: speech_arrays(params, model, head), groups
+    )
 
 
-ENCODER = HuggingFaceForm(_encoder_settings, _speech_arrays, ("encoder",))
-RECOGNIZER = HuggingFaceForm(_recognizer_settings, _speech_arrays)
+ENCODER = HuggingFaceForm(encoder_settings, speech_arrays, ("encoder",))
+PRETRAINING = HuggingFaceForm(
+    pretraining_settings,
+    lambda params, model: speech_arrays(params, model, "ForPreTraining"),
+    ("encoder", "contrast"),
+)
+RECOGNIZER = HuggingFaceForm(recognizer_settings, speech_arrays)
 TEXT = HuggingFaceForm(_text_settings, _text_arrays, ("transformer",))
 TEXT_ENCODER = HuggingFaceForm(_text_encoder_settings, text_heads.bare_arrays, ("transformer", "pooler"))
 TAGGER = _token_head(families.TAGGERS)
 READER_OF_SPANS = _token_head(families.READERS_OF_SPANS)
-_CLASSIFIER_GROUPS = ("encoder", "transformer", "pooler", "head")
+_CLASSIFIER_GROUPS = ("encoder", "mix", "transformer", "pooler", "head")
 CLASSIFIER_FORM = HuggingFaceForm(_classifier_settings, _classifier_arrays, _CLASSIFIER_GROUPS)
-FRAMES = _headed(wav2vec2_bert.FRAMES, "encoder", "head")
-SPEAKERS = _headed(wav2vec2_bert.X_VECTOR, "encoder", "speaker")
+FRAMES = _headed("ForAudioFrameClassification", "encoder", "mix", "head")
+SPEAKERS = _headed("ForXVector", "encoder", "mix", "speaker")
 VOCODER = HuggingFaceForm(_vocoder_settings, hifigan.to_hugging_face, ("generator",))
 VOICE = HuggingFaceForm(_voice_settings, _voice_arrays, ("acoustic",))
 WHISPER = HuggingFaceForm(_whisper_settings, whisper.to_hugging_face, ("encoder", "decoder"))
@@ -421,7 +392,9 @@ def _form(experiment: Experiment) -> HuggingFaceForm:
     task = task_of(experiment.objective)
     if task.hugging_face is None:
         raise ExportError(f"{task.name} has no form in transformers")
-    return resolve(task.hugging_face)
+    form = resolve(task.hugging_face)
+    # Pretraining of other encoders has no class.
+    return ENCODER if form is PRETRAINING and not isinstance(experiment.model, Wav2Vec2EncoderConfig) else form
 
 
 class Reader(NamedTuple):
@@ -437,9 +410,26 @@ class Reader(NamedTuple):
     sources: Callable[[StateDict, Any], Params]
 
 
-def _headed_reader(auto_class: str, architecture: str) -> Reader:
-    sources = partial(wav2vec2_bert.sources, architecture=architecture)
-    return Reader(auto_class, wav2vec2_bert.headed_config_from_hugging_face, sources)
+_AUTO_CLASSES: dict[Head, str] = {
+    "Model": "AutoModel",
+    "ForPreTraining": "AutoModelForPreTraining",
+    "ForCTC": "AutoModelForCTC",
+    "ForSequenceClassification": "AutoModelForAudioClassification",
+    "ForAudioFrameClassification": "AutoModelForAudioFrameClassification",
+    "ForXVector": "AutoModelForAudioXVector",
+}
+
+
+def _speech_readers(module: Any) -> dict[str, Reader]:
+    """Returns the readers of the classes of a family of speech encoders, or of several with one form."""
+    return {
+        name: Reader(
+            _AUTO_CLASSES[head],
+            module.config_from_hugging_face,
+            partial(module.sources, architecture=name),
+        )
+        for name, head in module.ARCHITECTURES.items()
+    }
 
 
 def _text_sources(arrays: StateDict, config: TransformerConfig) -> Params:
@@ -471,11 +461,8 @@ TEXT_HEADS = {
 """Classes with a head on a text encoder by `model_type`, by the class that opens them."""
 
 READERS = {
-    wav2vec2_bert.MODEL: Reader("AutoModel", wav2vec2_bert.config_from_hugging_face, wav2vec2_bert.sources),
-    wav2vec2_bert.CTC: Reader("AutoModelForCTC", wav2vec2_bert.config_from_hugging_face, wav2vec2_bert.sources),
-    wav2vec2_bert.CLASSIFIER: _headed_reader("AutoModelForAudioClassification", wav2vec2_bert.CLASSIFIER),
-    wav2vec2_bert.FRAMES: _headed_reader("AutoModelForAudioFrameClassification", wav2vec2_bert.FRAMES),
-    wav2vec2_bert.X_VECTOR: _headed_reader("AutoModelForAudioXVector", wav2vec2_bert.X_VECTOR),
+    **_speech_readers(wav2vec2_bert),
+    **_speech_readers(wav2vec2),
     "ParakeetForCTC": Reader("AutoModelForCTC", parakeet.config_from_hugging_face, parakeet.sources),
     **{name: Reader(name, hifigan.config_from_hugging_face, hifigan.sources) for name in hifigan.ARCHITECTURES},
     fastspeech2.MODEL: Reader("AutoModelForTextToSpectrogram", fastspeech2.config_from_hugging_face, _voice_sources),

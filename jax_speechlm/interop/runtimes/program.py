@@ -90,6 +90,11 @@ class Program:
             raise ExportError(
                 f"{run.checkpoint}: its {experiment.model.kind} is not exported to other runtimes yet; use --to hf"
             )
+        if not isinstance(experiment.frontend.mel, LogMel):
+            raise ExportError(
+                f"{run.checkpoint}: its front end, variant {experiment.frontend.mel.variant}, is not exported to other "
+                "runtimes yet; use --to hf"
+            )
         # Nothing is differentiated, so nothing needs rematerialisation.
         model = experiment.model.replace(dtype="float32", remat="none")
         logits = experiment.objective.build(model, experiment.frontend, run.tokenizer).logits

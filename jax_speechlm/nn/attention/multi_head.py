@@ -13,17 +13,25 @@ _INTO, _OUT_OF = ("embed", "heads", "head_dim"), ("heads", "head_dim", "embed")
 class MultiHeadMaps(nnx.Module):
     """Queries, keys and values of vectors, and the output of the mixed values.
 
-    Keys have no bias, which a softmax over them would not depend on.
-
     Args:
       source_dim: width of the vectors that keys and values are of; `dim` by default.
+      key_bias: whether keys have a bias, on which a softmax over them does not depend; some published models have it.
       gain: factor on the initial values of the output's kernel.
     """
 
-    def __init__(self, dim: int, num_heads: int, *, source_dim: int | None = None, gain: float = 1.0, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        source_dim: int | None = None,
+        key_bias: bool = False,
+        gain: float = 1.0,
+        rngs: nnx.Rngs,
+    ):
         heads, source_dim = (num_heads, dim // num_heads), source_dim or dim
         self.query = Linear((dim,), heads, _INTO, rngs=rngs)
-        self.key = Linear((source_dim,), heads, _INTO, bias=False, rngs=rngs)
+        self.key = Linear((source_dim,), heads, _INTO, bias=key_bias, rngs=rngs)
         self.value = Linear((source_dim,), heads, _INTO, rngs=rngs)
         self.out = Linear(heads, (dim,), _OUT_OF, gain=gain, rngs=rngs)
 

@@ -140,7 +140,7 @@ class FrameRows(NamedTuple):
 
 def attend(
     scores: Scores,
-    q_BxTxHxK: Float[Array, "batch time heads head_dim"],
+    q_BxTxHxK: Float[Array, "batch time heads query_dim"],
     k_BxTxHxK: Float[Array, "batch time heads head_dim"],
     v_BxTxHxK: Float[Array, "batch time heads head_dim"],
     *rows: Shaped[Array, "batch time"],
@@ -152,6 +152,7 @@ def attend(
 
     Args:
       scores: computes the scores of some of the queries; rows have `blocks.padded_time` frames then.
+      q_BxTxHxK: queries, and what else `scores` reads of a query.
       rows: the arrays of `FrameRows`.
       chunk: limits the visible keys (see `chunk_mask`).
       rate: dropout of the weights.
@@ -178,7 +179,7 @@ def attend(
     num_blocks = q.shape[1] // blocks.size
     q_NxBxQxHxK = jnp.moveaxis(q.reshape(len(q), num_blocks, blocks.size, *q.shape[2:]), 1, 0)
     mixed = jax.lax.map(lambda args: run(*args), (q_NxBxQxHxK, blocks.size * jnp.arange(num_blocks)))
-    mixed = jnp.moveaxis(mixed, 0, 1).reshape(q.shape)[:, :time]
+    mixed = jnp.moveaxis(mixed, 0, 1).reshape(*q.shape[:3], v.shape[-1])[:, :time]
     return checkpoint_name(mixed, SAVED_ACTIVATION)
 
 

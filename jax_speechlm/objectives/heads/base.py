@@ -3,6 +3,7 @@
 from typing import Annotated
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 from pydantic import AfterValidator, Field
@@ -11,11 +12,11 @@ from jax_speechlm.core.batch import Batch
 from jax_speechlm.core.segments import Lengths
 from jax_speechlm.frontend.frontend import FrontEnd, features
 from jax_speechlm.models import encoders
-from jax_speechlm.models.conformer import Conformer, frames_of
+from jax_speechlm.models.conformer import Encoder, frames_of
 from jax_speechlm.models.encoders import EncoderConfig
-from jax_speechlm.models.fast_conformer import FastConformer
+from jax_speechlm.nn.functional import parameter
 from jax_speechlm.nn.layers import Linear
-from jax_speechlm.objectives.base import row_keys
+from jax_speechlm.objectives.base import ObjectiveConfig, row_keys
 
 
 def distinct(classes: tuple[str, ...]) -> tuple[str, ...]:
@@ -29,28 +30,67 @@ Classes = Annotated[tuple[str, ...], Field(min_length=2), AfterValidator(distinc
 """Class names in the order of their ids."""
 
 
+class HeadConfig(ObjectiveConfig):
+    """Base of objectives with a head on a speech encoder.
+
+    Attributes:
+      weighted_layers: whether the head takes a learnt weighted sum of the outputs of all layers, the input of the first
+        included (Yang et al. 2021, "SUPERB"); otherwise it takes the encoder's output.
+    """
+
+    weighted_layers: bool = False
+
+
+def layer_weights(config: EncoderConfig, is_weighted: bool, rngs: nnx.Rngs) -> nnx.Param | None:
+    """Declares the weights of a sum of layers, of which the softmax is taken; None without such a sum."""
+    zeros = jax.nn.initializers.zeros
+    return parameter(rngs.params(), (config.num_layers + 1,), (None,), zeros, decays=False) if is_weighted else None
+
+
+def hidden_states(
+    encoder: Encoder,
+    x_BxTxF: Float[Array, "batch vectors features"],
+    lengths: Lengths,
+    mix: nnx.Param | Array | None,
+) -> Float[Array, "batch time dim"]:
+    """Returns the encoder's output, or with `layer_weights` the weighted sum of its layers."""
+    output, tapped = encoder(x_BxTxF, lengths, taps=_taps(encoder, mix))
+    return _mixed(output, tapped, mix)
+
+
+def _taps(encoder: Encoder, mix: nnx.Param | Array | None) -> tuple[int, ...]:
+    return () if mix is None else tuple(range(encoder.config.num_layers + 1))
+
+
+def _mixed(output: Array, tapped: dict[int, Array], mix: nnx.Param | Array | None) -> Float[Array, "batch time dim"]:
+    if mix is None:
+        return output
+    return jnp.einsum("l,lbtd->btd", jax.nn.softmax(mix[...]), jnp.stack(list(tapped.values())))
+
+
 class SpeechClassifier(nnx.Module):
     """A speech encoder with a linear layer to the classes of utterances or frames."""
 
-    def __init__(self, config: EncoderConfig, num_classes: int, *, rngs: nnx.Rngs):
+    def __init__(self, config: EncoderConfig, num_classes: int, is_weighted: bool = False, *, rngs: nnx.Rngs):
         self.encoder = encoders.make_encoder(config, rngs=rngs)
+        self.mix = layer_weights(config, is_weighted, rngs)
         self.head = Linear((config.dim,), (num_classes,), ("embed", None), rngs=rngs)
 
 
 def encode(
-    encoder: Conformer | FastConformer, batch: Batch, frontend: FrontEnd, key: PRNGKeyArray | None
+    encoder: Encoder, batch: Batch, frontend: FrontEnd, key: PRNGKeyArray | None, mix: nnx.Param | None = None
 ) -> tuple[Float[Array, "batch time dim"], Lengths]:
     """Runs the encoder on a batch, with augmentation and dropout if there is a key.
 
     Returns:
-      The last layer's hidden states, and the utterances of packed rows in frames, or frames per row.
+      The `hidden_states`, and the utterances of packed rows in frames, or frames per row.
     """
-    hidden_BxTxD, _, lengths = encode_layers(encoder, batch, frontend, key, ())
-    return hidden_BxTxD, lengths
+    output, tapped, lengths = encode_layers(encoder, batch, frontend, key, _taps(encoder, mix))
+    return _mixed(output, tapped, mix), lengths
 
 
 def encode_layers(
-    encoder: Conformer | FastConformer,
+    encoder: Encoder,
     batch: Batch,
     frontend: FrontEnd,
     key: PRNGKeyArray | None,

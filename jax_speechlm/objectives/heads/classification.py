@@ -22,20 +22,19 @@ from jax_speechlm.nn.layers import Linear
 from jax_speechlm.objectives.base import (
     Metrics,
     Objective,
-    ObjectiveConfig,
     check_features,
     on_params,
     row_keys,
     speech_flops,
     weighted,
 )
-from jax_speechlm.objectives.heads.base import Classes, SpeechClassifier, encode
+from jax_speechlm.objectives.heads.base import Classes, HeadConfig, SpeechClassifier, encode
 from jax_speechlm.objectives.heads.pooling import Pooling, pool
 
 ClassLogits = Callable[[functional.Params, Batch, PRNGKeyArray | None], Float[Array, "batch classes"]]
 
 
-class Classification(ObjectiveConfig):
+class Classification(HeadConfig):
     """Settings of classification: of utterances with a speech encoder, of texts with a transformer.
 
     Attributes:
@@ -82,6 +81,8 @@ class Classification(ObjectiveConfig):
         num_classes = len(self.classes)
         if isinstance(model, TransformerConfig):
             vocab_size = Vocabulary.of(tokenizer).size
+            if self.weighted_layers:
+                raise ValueError("objective.weighted_layers is of speech encoders: set it to False for texts")
 
             def flops(num_tokens: int, batch_size: int) -> float:
                 head = num_tokens * batch_size * transformer_config.head_flops(model, vocab_size)
@@ -95,11 +96,12 @@ class Classification(ObjectiveConfig):
         check_features(model, frontend.mel)
 
         def logits(module: SpeechClassifier, batch: Batch, key: PRNGKeyArray | None) -> Array:
-            hidden_BxTxD, segments = encode(module.encoder, batch, frontend, key)
+            hidden_BxTxD, segments = encode(module.encoder, batch, frontend, key, module.mix)
             return module.head(segments.mean(hidden_BxTxD))
 
         flops = speech_flops(model, frontend, lambda num_vectors: 0.0)
-        return lambda rngs: SpeechClassifier(model, num_classes, rngs=rngs), logits, flops
+        make = partial(SpeechClassifier, model, num_classes, self.weighted_layers)
+        return lambda rngs: make(rngs=rngs), logits, flops
 
 
 class TextClassifier(nnx.Module):

@@ -15,12 +15,11 @@ from pydantic import Field
 from data_pipelines.core.tokenizer import Tokenizer
 from jax_speechlm.core.batch import Batch, by_utterance
 from jax_speechlm.frontend.frontend import FrontEnd
-from jax_speechlm.models.conformer import ConformerConfig
+from jax_speechlm.models.encoders import EncoderConfig
 from jax_speechlm.nn import functional
 from jax_speechlm.objectives.base import (
     Metrics,
     Objective,
-    ObjectiveConfig,
     check_features,
     check_keeps_time,
     check_no_crop,
@@ -28,7 +27,7 @@ from jax_speechlm.objectives.base import (
     speech_flops,
     weighted,
 )
-from jax_speechlm.objectives.heads.base import Classes, SpeechClassifier, encode
+from jax_speechlm.objectives.heads.base import Classes, HeadConfig, SpeechClassifier, encode
 from jax_speechlm.parallel import sequence
 
 FrameLogits = Callable[
@@ -41,7 +40,7 @@ KNOWN = ("silence", "speech")
 """Classes that word times distinguish."""
 
 
-class FrameClassification(ObjectiveConfig):
+class FrameClassification(HeadConfig):
     """Settings of frame classification.
 
     Attributes:
@@ -56,7 +55,7 @@ class FrameClassification(ObjectiveConfig):
     min_pause: Annotated[float, Field(ge=0)] = 0.3
     empty_is_silence: bool = False
 
-    def build(self, model: ConformerConfig, frontend: FrontEnd, tokenizer: Tokenizer | None = None) -> Objective:
+    def build(self, model: EncoderConfig, frontend: FrontEnd, tokenizer: Tokenizer | None = None) -> Objective:
         """Builds the objective. The loss is a mean over frames (nats). Metrics: `accuracy`, and `speech` and
         `speech_predicted` (shares of the frames).
         """
@@ -84,20 +83,20 @@ class FrameClassification(ObjectiveConfig):
             }
             return weighted(weight_BxT, values)
 
-        def head_flops(num_frames: int) -> float:
-            return 2.0 * num_frames * model.dim * len(self.classes)
+        def head_flops(num_vectors: int) -> float:
+            return 2.0 * model.num_frames(num_vectors) * model.dim * len(self.classes)
 
         flops = speech_flops(model, frontend, head_flops)
         return Objective.of(self._maker(model), score, forward_flops=flops)
 
-    def classifier(self, model: ConformerConfig, frontend: FrontEnd) -> FrameLogits:
+    def classifier(self, model: EncoderConfig, frontend: FrontEnd) -> FrameLogits:
         """Returns `(params, batch, key) -> (logits [B, T, classes], frames per row)`."""
         return on_params(self._maker(model), lambda module, batch, key: _logits(module, batch, frontend, key))
 
-    def _maker(self, model: ConformerConfig) -> functional.MakeModule:
-        return lambda rngs: SpeechClassifier(model, len(self.classes), rngs=rngs)
+    def _maker(self, model: EncoderConfig) -> functional.MakeModule:
+        return lambda rngs: SpeechClassifier(model, len(self.classes), self.weighted_layers, rngs=rngs)
 
 
 def _logits(module: SpeechClassifier, batch: Batch, frontend: FrontEnd, key: PRNGKeyArray | None):
-    hidden_BxTxD, frames_B = encode(module.encoder, batch, frontend, key)
+    hidden_BxTxD, frames_B = encode(module.encoder, batch, frontend, key, module.mix)
     return module.head(hidden_BxTxD).astype(jnp.float32), frames_B

@@ -24,18 +24,17 @@ from jax_speechlm.nn import functional
 from jax_speechlm.objectives.base import (
     Metrics,
     Objective,
-    ObjectiveConfig,
     check_features,
     on_params,
     speech_flops,
     weighted,
 )
-from jax_speechlm.objectives.heads.base import Classes, encode
+from jax_speechlm.objectives.heads.base import Classes, HeadConfig, encode, layer_weights
 
 Vectors = Callable[[functional.Params, Batch], tuple[Float[Array, "batch dim"], Int[Array, " batch"]]]
 
 
-class SpeakerVerification(ObjectiveConfig):
+class SpeakerVerification(HeadConfig):
     """Settings of speaker verification.
 
     Attributes:
@@ -61,7 +60,7 @@ class SpeakerVerification(ObjectiveConfig):
 
         def score(module: SpeakerModel, batch: Batch, key: PRNGKeyArray | None) -> Metrics:
             batch = by_utterance(batch)
-            hidden_BxTxD, segments = encode(module.encoder, batch, frontend, key)
+            hidden_BxTxD, segments = encode(module.encoder, batch, frontend, key, module.mix)
             cosine_BxNxC = module.speaker.cosines(module.speaker(hidden_BxTxD, segments))
             own_BxNxC = jax.nn.one_hot(batch["label"], len(self.classes))
             nll_BxN = optax.softmax_cross_entropy(self.scale * (cosine_BxNxC - self.margin * own_BxNxC), own_BxNxC)
@@ -81,18 +80,27 @@ class SpeakerVerification(ObjectiveConfig):
         """Returns `(params, batch) -> (x-vectors, frames per row)`; invalid below `head.shortest` frames."""
 
         def vectors(module: SpeakerModel, batch: Batch):
-            hidden_BxTxD, frames_B = encode(module.encoder, batch, frontend, None)
+            hidden_BxTxD, frames_B = encode(module.encoder, batch, frontend, None, module.mix)
             return module.speaker(hidden_BxTxD, frames_B)[:, 0].astype(jnp.float32), frames_B
 
         return on_params(self._maker(model), vectors)
 
     def _maker(self, model: EncoderConfig) -> functional.MakeModule:
-        return lambda rngs: SpeakerModel(model, self.head, len(self.classes), rngs=rngs)
+        return lambda rngs: SpeakerModel(model, self.head, len(self.classes), self.weighted_layers, rngs=rngs)
 
 
 class SpeakerModel(nnx.Module):
     """A speech encoder with an x-vector head."""
 
-    def __init__(self, config: EncoderConfig, head: XVectorConfig, num_speakers: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: EncoderConfig,
+        head: XVectorConfig,
+        num_speakers: int,
+        is_weighted: bool = False,
+        *,
+        rngs: nnx.Rngs,
+    ):
         self.encoder = encoders.make_encoder(config, rngs=rngs)
+        self.mix = layer_weights(config, is_weighted, rngs)
         self.speaker = XVector(head, config.dim, num_speakers, rngs=rngs)

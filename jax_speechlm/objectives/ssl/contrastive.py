@@ -1,10 +1,11 @@
 """The contrastive task of wav2vec 2.0 and w2v-BERT: identifying a masked frame's quantized target.
 
-A frame's target is its embedding after the encoder's input projection, quantized by a codebook trained with the model.
+A frame's target is its embedding after the encoder's input projection, or before it where convolutions over samples
+make it (`Wav2Vec2Encoder`), quantized by a codebook trained with the model.
 The encoder's output at a masked frame has to be closer (cosine similarity) to the frame's target than to targets of
 other masked frames of the same utterance. A diversity loss keeps all codes in use.
 
-The input projection of log-mel frames replaces the convolutions over samples of wav2vec 2.0.
+With a conformer, the input projection of log-mel frames replaces the convolutions over samples of wav2vec 2.0.
 
 Reference: Baevski et al. 2020, "wav2vec 2.0: a framework for self-supervised learning of speech representations".
 """
@@ -21,7 +22,7 @@ from pydantic import Field
 
 from jax_speechlm.core.batch import Batch, by_utterance
 from jax_speechlm.frontend.frontend import FrontEnd
-from jax_speechlm.models.conformer import Conformer, ConformerConfig
+from jax_speechlm.models.encoders import EncoderConfig, make_encoder, target_dim
 from jax_speechlm.nn.functional import parameter
 from jax_speechlm.nn.layers import Linear, fold_in, split_keys, spread_keys
 from jax_speechlm.nn.vector_quantizer import GumbelQuantizer, Quantized
@@ -94,25 +95,28 @@ class ContrastiveConfig(MaskedPrediction):
         """Encodes a batch with masked frames; `taps` are layers whose output is needed in addition to the last."""
         views = self.views(batch, key, frontend, model.encoder.config)
         mask_BxT, inside_BxT = views.mask_BxT, views.weight(by_utterance(batch)["weight"])
-        hidden, tapped = views.encode(model.encoder, model.contrast.mask[...], taps)
-        most = self.most_masked(mask_BxT.shape[1], frontend, views.segments.num)
+        target_BxTxD = model.encoder.targets(views.clean_BxTxF, views.vectors)
+        hidden, tapped = views.encode(model.encoder, model.contrast.mask[...], taps, target_BxTxD)
+        subsampling = model.encoder.config.subsampling
+        most = self.most_masked(mask_BxT.shape[1], frontend, views.segments.num, subsampling)
         places_BxM = masked_places(mask_BxT, most)
         probes_BxP, is_probe_BxP = probed_places(views.segments, mask_BxT.shape[1])
         return Encoded(
             views,
             {**tapped, model.encoder.config.num_layers: hidden},
-            model.encoder.embed(views.clean_BxTxF),
+            target_BxTxD,
             Frames(places_BxM, take_frames(inside_BxT * mask_BxT, places_BxM)),
             Frames(probes_BxP, take_frames(inside_BxT * ~mask_BxT, probes_BxP) * is_probe_BxP),
             inside_BxT,
         )
 
-    def contrast_flops(self, dim: int, num_frames: int, frontend: FrontEnd) -> float:
-        """Returns the task's FLOPs for a row of frames of width `dim`, without the encoder."""
-        scored = self.most_masked(num_frames, frontend)
+    def contrast_flops(self, model: EncoderConfig, num_vectors: int, frontend: FrontEnd) -> float:
+        """Returns the task's FLOPs for a row of `num_vectors` feature vectors, without the encoder."""
+        num_frames = model.num_frames(num_vectors)
+        scored = self.most_masked(num_frames, frontend, subsampling=model.subsampling)
         probed = -(-num_frames // PROBE_STRIDE)
-        frame = (dim + self.code_dim // self.groups) * self.groups * self.codes  # choice and vector
-        frame += self.code_dim * (self.code_dim + dim + scored)  # the two projections and the similarities
+        frame = (target_dim(model) + self.code_dim // self.groups) * self.groups * self.codes  # choice and vector
+        frame += self.code_dim * (self.code_dim + model.dim + scored)  # the two projections and the similarities
         return 2.0 * (scored + probed) * frame
 
 
@@ -121,19 +125,20 @@ class Contrast(nnx.Module):
     of contexts and of targets into the space in which they are compared. Dropped for finetuning.
     """
 
-    def __init__(self, config: ContrastiveConfig, dim: int, *, rngs: nnx.Rngs):
+    def __init__(self, config: ContrastiveConfig, model: EncoderConfig, *, rngs: nnx.Rngs):
+        dim = model.dim
         self.mask = parameter(rngs.params(), (dim,), ("embed",), jax.nn.initializers.normal(1.0), decays=False)
-        self.quantizer = GumbelQuantizer(dim, config.groups, config.codes, config.code_dim, rngs=rngs)
+        self.quantizer = GumbelQuantizer(target_dim(model), config.groups, config.codes, config.code_dim, rngs=rngs)
         self.context = Linear((dim,), (config.code_dim,), ("embed", None), rngs=rngs)
         self.target = Linear((config.code_dim,), (config.code_dim,), (None, None), rngs=rngs)
 
 
 class ContrastiveModel(nnx.Module):
-    """A conformer with the contrastive modules, which are dropped after pretraining."""
+    """An encoder with the contrastive modules, which are dropped after pretraining."""
 
-    def __init__(self, model: ConformerConfig, config: ContrastiveConfig, *, rngs: nnx.Rngs):
-        self.encoder = Conformer(model, rngs=rngs)
-        self.contrast = Contrast(config, model.dim, rngs=rngs)
+    def __init__(self, model: EncoderConfig, config: ContrastiveConfig, *, rngs: nnx.Rngs):
+        self.encoder = make_encoder(model, rngs=rngs)
+        self.contrast = Contrast(config, model, rngs=rngs)
 
 
 class Frames(NamedTuple):
@@ -148,7 +153,7 @@ class Encoded(NamedTuple):
 
     views: Views
     hidden: dict[int, Float[Array, "batch time dim"]]  # by layer number: the last layer and the requested lower ones
-    target_BxTxD: Float[Array, "batch time dim"]  # embedded frames without masking
+    target_BxTxD: Float[Array, "batch time target_dim"]  # embedded frames without masking
     masked: Frames  # padded to their maximum number per row
     probed: Frames  # every `PROBE_STRIDE`-th frame, with weight 0 if masked
     inside_BxT: Float[Array, "batch time"]  # weight per frame, 0 in padding

@@ -18,7 +18,7 @@ from pydantic import Field
 from data_pipelines.core.tokenizer import Tokenizer
 from jax_speechlm.core.batch import Batch, by_utterance
 from jax_speechlm.frontend.frontend import FrontEnd
-from jax_speechlm.models.conformer import Conformer, ConformerConfig
+from jax_speechlm.models.encoders import EncoderConfig, make_encoder
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.layers import Linear, unit_length
 from jax_speechlm.objectives import gauges
@@ -47,7 +47,7 @@ class HuBERT(MaskedPrediction):
     mask_span: Annotated[float, Field(gt=0)] = 0.2
     unmasked_weight: Annotated[float, Field(ge=0, le=1)] = 0.0
 
-    def build(self, model: ConformerConfig, frontend: FrontEnd, tokenizer: Tokenizer | None = None) -> Objective:
+    def build(self, model: EncoderConfig, frontend: FrontEnd, tokenizer: Tokenizer | None = None) -> Objective:
         """Builds the objective. The loss is the weighted mean over frames of the cross-entropy in nats. Metrics:
         `masked_accuracy`, `unmasked_accuracy`; over a batch's masked frames the metrics of `gauges.of_codes`, and over
         all frames the metrics of `gauges.representation`.
@@ -61,8 +61,8 @@ class HuBERT(MaskedPrediction):
         def score(module: HuBERTModel, batch: Batch, key: PRNGKeyArray | None) -> Metrics:
             return self._score(module, self.views(batch, key, frontend, model), batch)
 
-        def head_flops(num_frames: int) -> float:
-            return 2.0 * num_frames * self.code_dim * (model.dim + self.num_units)
+        def head_flops(num_vectors: int) -> float:
+            return 2.0 * model.num_frames(num_vectors) * self.code_dim * (model.dim + self.num_units)
 
         flops = speech_flops(model, frontend, head_flops)
         return Objective.of(make, score, forward_flops=flops, health_check=health_check)
@@ -113,10 +113,10 @@ class Units(nnx.Module):
 
 
 class HuBERTModel(nnx.Module):
-    """A conformer, the embedding of masked frames, and the output layer, which is dropped after pretraining."""
+    """An encoder, the embedding of masked frames, and the output layer, which is dropped after pretraining."""
 
-    def __init__(self, model: ConformerConfig, config: HuBERT, *, rngs: nnx.Rngs):
-        self.encoder = Conformer(model, rngs=rngs)
+    def __init__(self, model: EncoderConfig, config: HuBERT, *, rngs: nnx.Rngs):
+        self.encoder = make_encoder(model, rngs=rngs)
         self.mask = functional.parameter(
             rngs.params(), (model.dim,), ("embed",), jax.nn.initializers.normal(1.0), decays=False
         )

@@ -69,7 +69,7 @@ class W2vBert(ContrastiveConfig):
 
         def head_flops(num_frames: int) -> float:
             head = 2.0 * self.most_masked(num_frames, frontend) * model.dim * self.groups * self.codes
-            return self.contrast_flops(model.dim, num_frames, frontend) + head
+            return self.contrast_flops(model, num_frames, frontend) + head
 
         flops = speech_flops(model, frontend, head_flops)
         return Objective.of(make, score, forward_flops=flops, health_check=health_check)

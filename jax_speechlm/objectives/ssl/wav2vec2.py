@@ -11,7 +11,7 @@ from jaxtyping import PRNGKeyArray
 from data_pipelines.core.tokenizer import Tokenizer
 from jax_speechlm.core.batch import Batch
 from jax_speechlm.frontend.frontend import FrontEnd
-from jax_speechlm.models.conformer import ConformerConfig
+from jax_speechlm.models.encoders import EncoderConfig
 from jax_speechlm.objectives import gauges
 from jax_speechlm.objectives.base import Metrics, Objective, check_features, speech_flops
 from jax_speechlm.objectives.ssl.contrastive import (
@@ -28,7 +28,7 @@ class Wav2Vec2(ContrastiveConfig):
 
     kind: Literal["wav2vec2"] = "wav2vec2"
 
-    def build(self, model: ConformerConfig, frontend: FrontEnd, tokenizer: Tokenizer | None = None) -> Objective:
+    def build(self, model: EncoderConfig, frontend: FrontEnd, tokenizer: Tokenizer | None = None) -> Objective:
         """Builds the objective. The loss is `contrastive`, a mean over masked frames, plus `diversity_weight` *
         `diversity`, computed over the whole batch (per micro-batch with `optimizer.accumulate`). Other metrics:
         `masked_accuracy` and `unmasked_accuracy` (on every 16th frame), the share of frames closer to their own target
@@ -47,7 +47,7 @@ class Wav2Vec2(ContrastiveConfig):
             sums["loss"] = sums["contrastive"] + self.diversity_weight * sums["diversity"]
             return averaged(sums, encoded, hidden_BxTxD)
 
-        flops = speech_flops(model, frontend, lambda frames: self.contrast_flops(model.dim, frames, frontend))
+        flops = speech_flops(model, frontend, lambda vectors: self.contrast_flops(model, vectors, frontend))
         return Objective.of(make, score, forward_flops=flops, health_check=health_check)
 
 

@@ -10,7 +10,7 @@ from data_pipelines.core.errors import DataError
 from data_pipelines.prepare import pitch as command
 from data_pipelines.storage.index import IndexMismatchError, read_index, read_sets
 from data_pipelines.storage.pitch import PitchSettings, find_pitch, open_pitch, pitch_writer
-from data_pipelines.storage.units import open_unit_ids
+from data_pipelines.storage.units import FrameGrid, open_unit_ids
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.frontend.synthesis_mel import SynthesisMel
 from jax_speechlm.objectives.asr.ctc import CTC
@@ -151,13 +151,13 @@ class TestStore:
 
     def test_a_task_reads_it_for_its_front_end(self, index):
         rows = random_pitch(index)
-        data, objective = Speech(sets=("a",)), CTC()
-        store = FRAME_PITCH.read(objective, data, SynthesisMel(), index, True)
+        data, objective, grid = Speech(sets=("a",)), CTC(), FrameGrid(256, -256)
+        store = FRAME_PITCH.read(objective, data, SynthesisMel(), grid, index, True)
         np.testing.assert_array_equal(store.read(7, 0, 999), rows[7])
         with pytest.raises(ValueError, match="at its own speed"):
-            FRAME_PITCH.read(objective, data.replace(speeds=(0.9, 1.0)), SynthesisMel(), index, True)
+            FRAME_PITCH.read(objective, data.replace(speeds=(0.9, 1.0)), SynthesisMel(), grid, index, True)
         with pytest.raises(ValueError, match=r"those of frontend\.mel \(kaldi\) are not"):
-            FRAME_PITCH.read(objective, data, LogMel(), index, True)
+            FRAME_PITCH.read(objective, data, LogMel(), grid, index, True)
 
 
 class TestBatches:

@@ -22,7 +22,7 @@ from jax_speechlm.interop.hf import (
     parakeet,
     registry,
     transformer,
-    wav2vec2_bert,
+    wav2vec2,
     wav_tokenizer,
     weights,
     whisper,
@@ -146,7 +146,9 @@ def _same_when_exported(folder: Path, run: LoadedRun, dtype: Any) -> str:
         in_folder, exported = fastspeech2.folded(in_folder), fastspeech2.folded(exported)
     if made.architecture == wav_tokenizer.MODEL:  # its weight norms became kernels
         in_folder, exported = wav_tokenizer.folded(in_folder), wav_tokenizer.folded(exported)
-    if made.architecture == wav2vec2_bert.CLASSIFIER:  # its projection became a part of the head
+    if made.architecture in wav2vec2.ARCHITECTURES:  # old names
+        in_folder = wav2vec2.renamed(in_folder)
+    if "projector" not in made.params and "projector.weight" in in_folder and "head" in made.params:  # became one
         in_folder = {name: x for name, x in in_folder.items() if not name.startswith(("projector", "classifier"))}
     twice = {whisper.TIED}
     if made.architecture in families.MODEL_TYPES:  # old names, and parts for other uses

@@ -7,18 +7,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import torch
 import transformers
 
 from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
 from jax_speechlm.core.batch import frame_mask
 from jax_speechlm.core.vocabulary import PADDING
 from jax_speechlm.decoding.ctc.greedy import best_path, collapse
-from jax_speechlm.frontend.logmel import log_mel
+from jax_speechlm.frontend.frontend import features as compute_features
 from jax_speechlm.interop.hf.feature_extractor import ending
-from jax_speechlm.interop.hf.verify.subject import Subject, compiled, distance, outputs, within
+from jax_speechlm.interop.hf.verify.subject import TOLERANCE, Subject, compiled, distance, outputs, within
 from jax_speechlm.interop.hf.verify.verdict import Differs, expect_equal
 from jax_speechlm.models.encoders import make_encoder
+from jax_speechlm.objectives.heads.base import hidden_states
 from jax_speechlm.objectives.heads.speaker_verification import SpeakerModel
+from jax_speechlm.objectives.ssl.contrastive import ContrastiveModel
 
 
 def front_end(subject: Subject) -> str:
@@ -26,14 +29,15 @@ def front_end(subject: Subject) -> str:
     mel, clips = subject.run.experiment.frontend.mel, subject.clips
     lengths = np.array([len(clip) for clip in clips], np.int32)
     padded = np.stack([np.pad(clip, (0, lengths.max() - len(clip))) for clip in clips])
-    expected, frames = jax.device_get(log_mel(jnp.asarray(padded), jnp.asarray(lengths), mel))
+    batch = {"audio": jnp.asarray(padded), "audio_length": jnp.asarray(lengths)}
+    expected, frames = jax.device_get(compute_features(batch, subject.run.experiment.frontend, None))
     batch, worst = subject.extract(subject.waves), 0.0
     for row, (wave, num) in enumerate(zip(subject.waves, frames.tolist(), strict=True)):
         alone = subject.extract(wave)
-        for features in (alone["input_features"][0], batch["input_features"][row]):
+        for features in (subject.features(alone)[0], subject.features(batch)[row]):
             worst = max(worst, distance(features[:num], expected[row, :num]))
         predicted = {"same": (num, num), "masked": (num + 1, num), "kept": (num + 1, num + 1)}[ending(mel, len(wave))]
-        counts = alone["input_features"].shape[1], int(alone["attention_mask"].sum())
+        counts = subject.features(alone).shape[1], int(alone["attention_mask"].sum())
         expect_equal(f"the number of vectors, and of those in the mask, of {len(wave)} samples", counts, predicted)
     return within(worst, f"{len(clips)} clips, alone and as a batch")
 
@@ -45,19 +49,21 @@ def encoder_outputs(subject: Subject) -> str:
     frames of padding into the mean and deviation of the shorter rows of a batch, and of a clip whose features are
     filled up. Such a head is compared on whole clips alone, and should be used so in transformers.
     """
-    experiment, forward, has_batch = subject.run.experiment, _forward(subject), True
+    experiment, forward, has_batch = subject.run.experiment, _forward(subject), subject.has_batches
     alone, num_frames = [(wave, subject.extract(wave)) for wave in subject.waves], experiment.model.num_frames
     if experiment.objective.model_kind == "speaker_verification":
         head = experiment.objective.head
-        has_batch = not any(dilation > 1 and kernel > 1 for _, _, kernel, dilation in head.layers)
+        has_batch &= not any(dilation > 1 and kernel > 1 for _, _, kernel, dilation in head.layers)
         whole = zip(subject.waves, map(subject.whole, subject.clips), strict=True)
-        alone = [(wave, features) for wave, features in whole if features["input_features"].shape[1] >= head.shortest]
+        alone = [
+            (wave, inputs) for wave, inputs in whole if num_frames(subject.features(inputs).shape[1]) >= head.shortest
+        ]
         if not alone:
             raise Differs(f"no clip has the {head.shortest} frames that a vector takes")
     batches = [features for _, features in alone] + [subject.extract([wave for wave, _ in alone])] * has_batch
-    worst, longest = 0.0, max(batch["input_features"].shape[1] for batch in batches)
+    worst, longest = 0.0, max(subject.features(batch).shape[1] for batch in batches)
     for batch in batches:
-        features, lengths = batch["input_features"], batch["attention_mask"].sum(-1).astype(np.int32)
+        features, lengths = subject.features(batch), batch["attention_mask"].sum(-1).astype(np.int32)
         features = np.pad(features, ((0, 0), (0, longest - features.shape[1]), (0, 0)))  # one length: one program
         for output, expected in zip(outputs(subject.model, batch), forward(features, lengths), strict=True):
             for row, length in enumerate(lengths.tolist()):
@@ -71,22 +77,53 @@ def _forward(subject: Subject) -> Callable[[np.ndarray, np.ndarray], tuple[np.nd
     config, objective, params = subject.run.experiment.model, subject.run.experiment.objective, subject.made.params
 
     def x_vectors(module, x_BxTxF, length_B):
-        vector_BxE = module.speaker(module.encoder(x_BxTxF, length_B)[0], length_B)[:, 0]
+        hidden_BxTxD = hidden_states(module.encoder, x_BxTxF, length_B, module.mix)
+        vector_BxE = module.speaker(hidden_BxTxD, config.num_frames(length_B))[:, 0]
         return vector_BxE, module.speaker.output(vector_BxE)
 
+    mix = jnp.asarray(params["mix"]) if "mix" in params else None
+
     def outputs(encoder, x_BxTxF, length_B):
-        hidden_BxTxD, _ = encoder(x_BxTxF, length_B)
+        hidden_BxTxD = hidden_states(encoder, x_BxTxF, length_B, mix)
         if objective.model_kind == "classification":
-            inside = frame_mask(length_B, hidden_BxTxD.shape[1])[..., None]
-            hidden_BxTxD = jnp.where(inside, hidden_BxTxD, 0).sum(1) / length_B[:, None]
+            num_frames_B = config.num_frames(length_B)
+            inside = frame_mask(num_frames_B, hidden_BxTxD.shape[1])[..., None]
+            hidden_BxTxD = jnp.where(inside, hidden_BxTxD, 0).sum(1) / num_frames_B[:, None]
         if "head" not in params:
             return (hidden_BxTxD,)
         return (hidden_BxTxD @ params["head"]["kernel"] + params["head"]["bias"],)
 
     if objective.model_kind == "speaker_verification":
-        make = partial(SpeakerModel, config, objective.head, len(objective.classes))
+        make = partial(SpeakerModel, config, objective.head, len(objective.classes), objective.weighted_layers)
         return compiled(lambda rngs: make(rngs=rngs), params, x_vectors)
     return compiled(lambda rngs: make_encoder(config, rngs=rngs), params["encoder"], outputs)
+
+
+def projections(subject: Subject) -> str:
+    """Compares what contexts and targets of the contrastive task become, of single clips.
+
+    A frame whose two best codes are equally good to rounding, in a group, may get another one; it is left out and
+    counted.
+    """
+    config, objective, worst, num_ties = subject.run.experiment.model, subject.run.experiment.objective, 0.0, 0
+
+    def both(module: ContrastiveModel, x_BxTxF, length_B):
+        hidden_BxTxD, _ = module.encoder(x_BxTxF, length_B)
+        target_BxTxC = module.encoder.targets(x_BxTxF, length_B)
+        best_BxTxGx2, _ = jax.lax.top_k(module.contrast.quantizer.logits(target_BxTxC), 2)
+        is_tie_BxT = (best_BxTxGx2[..., 0] - best_BxTxGx2[..., 1] < TOLERANCE).any(-1)
+        quantized = module.contrast.quantizer(target_BxTxC)
+        return module.contrast.context(hidden_BxTxD), module.contrast.target(quantized.vectors), is_tie_BxT
+
+    forward = compiled(lambda rngs: ContrastiveModel(config, objective, rngs=rngs), subject.made.params, both)
+    for wave in subject.waves:
+        inputs = subject.extract(wave)
+        computed = subject.model(**{name: torch.tensor(value) for name, value in inputs.items()})
+        context, target, is_tie = forward(subject.features(inputs), inputs["attention_mask"].sum(-1).astype(np.int32))
+        worst = max(worst, distance(computed.projected_states.numpy(), context))
+        worst = max(worst, distance(computed.projected_quantized_states.numpy()[~is_tie], target[~is_tie]))
+        num_ties += int(is_tie.sum())
+    return within(worst, f"{len(subject.clips)} clips alone" + f", but for {num_ties} frames" * bool(num_ties))
 
 
 def ctc_ids(subject: Subject) -> str:

@@ -11,11 +11,12 @@ import jax
 import numpy as np
 import torch
 import transformers
-from jaxtyping import Int, Int16
+from jaxtyping import Float, Int, Int16
 
 from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
 from data_pipelines.tokenizers.hugging_face import HuggingFaceTokenizer
 from jax_speechlm.core.vocabulary import PADDING, Vocabulary
+from jax_speechlm.frontend.waveform import Waveform
 from jax_speechlm.inference.segmentation import in_batches
 from jax_speechlm.inference.synthesize import Synthesizer
 from jax_speechlm.inference.vocode import GriffinLimVocoder
@@ -81,9 +82,25 @@ class Subject:
     def waves(self) -> list[np.ndarray]:
         return [clip / np.float32(32768) for clip in self.clips]
 
+    @property
+    def takes_samples(self) -> bool:
+        """Whether the model's features are samples."""
+        return isinstance(self.run.experiment.frontend.mel, Waveform)
+
+    @property
+    def has_batches(self) -> bool:
+        """Whether transformers' outputs of a clip are the same in a batch."""
+        return not self.takes_samples or not self.run.experiment.model.sees_padding
+
     def extract(self, waves: np.ndarray | Sequence[np.ndarray], **options: Any) -> Any:
         """Returns the folder's features of one clip or of a batch, and their attention mask."""
+        if self.takes_samples:  # filled up, and with a mask, on demand only
+            options = {"padding": True, "return_attention_mask": True} | options
         return self.extractor(waves, sampling_rate=self.run.experiment.sample_rate, return_tensors="np", **options)
+
+    def features(self, extracted: Any) -> Float[np.ndarray, "row time features"]:
+        """Returns the features of what `extract` gave, as our models take them."""
+        return extracted["input_values"][..., None] if self.takes_samples else extracted["input_features"]
 
     def whole(self, clip: Clip) -> Any:
         """Returns the folder's features of a clip by itself, without filler at its end."""

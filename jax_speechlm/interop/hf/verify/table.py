@@ -12,9 +12,10 @@ import torch
 
 from data_pipelines.audio import decode as audio_files
 from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
-from jax_speechlm.interop.hf import fastspeech2, hifigan
+from jax_speechlm.interop.hf import fastspeech2, hifigan, wav2vec2, wav2vec2_bert
 from jax_speechlm.interop.hf import text_families as families
 from jax_speechlm.interop.hf.registry import READERS, TEXT_MODELS, Package
+from jax_speechlm.interop.hf.speech_heads import Head
 from jax_speechlm.interop.hf.verify import codec, speech, speech_lm, text, vocoder, voice, whisper
 from jax_speechlm.interop.hf.verify.subject import TEXTS, Subject, in_float32, open_model, quiet, synthetic_clips
 from jax_speechlm.interop.hf.verify.verdict import Check, guarded
@@ -28,18 +29,22 @@ Comparison = Callable[[Subject], str]
 _SPEECH = {"front end": speech.front_end}
 _LOGITS = _SPEECH | {"logits": speech.encoder_outputs}
 _RECOGNIZER = _LOGITS | {"ids": speech.ctc_ids, "greedy text": speech.greedy_text, "pipeline": speech.pipeline}
+_OF_HEADS: dict[Head, dict[str, Comparison]] = {
+    "Model": _SPEECH | {"hidden states": speech.encoder_outputs},
+    "ForPreTraining": _SPEECH | {"projections": speech.projections},
+    "ForCTC": _RECOGNIZER,
+    "ForSequenceClassification": _LOGITS | {"class": speech.utterance_classes},
+    "ForAudioFrameClassification": _LOGITS | {"classes": speech.frame_classes},
+    "ForXVector": _SPEECH | {"speakers": text.class_names, "vectors": speech.encoder_outputs},
+}
 _MASKED = {"ids": text.ids, "logits": text.logits}
 _TEXT_CLASSES = {"ids": text.ids, "classes": text.class_names, "logits": text.logits, "pipeline": text.pipeline}
 _TOKEN_CLASSES = {"ids": text.ids, "classes": text.class_names, "logits": text.logits}
 _CAUSAL = _MASKED | {"continuation": text.continuations}
 
 COMPARISONS: dict[str, dict[str, Comparison]] = {
-    "Wav2Vec2BertModel": _SPEECH | {"hidden states": speech.encoder_outputs},
-    "Wav2Vec2BertForCTC": _RECOGNIZER,
+    **{name: _OF_HEADS[head] for name, head in (wav2vec2_bert.ARCHITECTURES | wav2vec2.ARCHITECTURES).items()},
     "ParakeetForCTC": _RECOGNIZER,
-    "Wav2Vec2BertForSequenceClassification": _LOGITS | {"class": speech.utterance_classes},
-    "Wav2Vec2BertForAudioFrameClassification": _LOGITS | {"classes": speech.frame_classes},
-    "Wav2Vec2BertForXVector": _SPEECH | {"speakers": text.class_names, "vectors": speech.encoder_outputs},
     **{name: _MASKED if name.endswith("MaskedLM") else _CAUSAL for name in TEXT_MODELS},
     **{name: {"ids": text.ids, "hidden states": text.logits} for name in families.ENCODERS.values()},
     **{name: _TEXT_CLASSES for name in families.CLASSIFIERS.values()},
