@@ -108,6 +108,11 @@ COMMANDS = {
         "paired bootstrap between two evaluations",
         "jax-speechlm compare runs/a/eval/*/report.json runs/b/eval/*/report.json",
     ),
+    "explain": Command(
+        "jax_speechlm.inference.explain:explain_files",
+        "draw which times and frequencies made a recognizer predict each word",
+        "jax-speechlm explain runs/finetune interview.wav --out explained",
+    ),
     "fairness": Command(
         "jax_speechlm.evaluation.fairness:measure_fairness",
         "compare error rates between groups of speakers or recordings, and test the largest gap",

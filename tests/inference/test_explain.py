@@ -1,0 +1,74 @@
+"""Saliency of words adds up to their gains, lies at their times and frequencies, and does not depend on padding."""
+
+import numpy as np
+import pytest
+import soundfile
+
+from data_pipelines.audio.decode import AudioError
+from jax_speechlm import cli
+from jax_speechlm.inference.asr.ctc import Recognizer
+from jax_speechlm.inference.explain import MAX_SECONDS, Explainer, as_html
+from tests.trained_tones import RATE, speak, trained_run
+
+
+@pytest.fixture(scope="module")
+def explainer():
+    return Explainer(Recognizer.load(trained_run()))
+
+
+@pytest.fixture(scope="module")
+def explained(explainer):
+    samples, times = speak("ab bc ca", seed=5)
+    return explainer.explain(samples), times
+
+
+def test_words_are_the_transcripts_and_their_values_add_up(explained):
+    explanation, times = explained
+    assert explanation.text == "ab bc ca"
+    for saliency, (word, start, end) in zip(explanation.words, times, strict=True):
+        assert saliency.word.word == word
+        assert saliency.values.shape == explanation.features.shape
+        assert start - 0.1 <= saliency.word.start < saliency.word.end <= end + 0.1
+        assert saliency.values.sum() == pytest.approx(saliency.gain, rel=0.05, abs=0.05)
+
+
+def test_saliency_is_where_the_word_is(explained):
+    """Features near a word contribute more than their share of the recording."""
+    explanation, _ = explained
+    seconds = len(explanation.features) * explanation.vector_seconds
+    for saliency in explanation.words:
+        share = (saliency.word.end - saliency.word.start + 0.4) / seconds
+        assert saliency.near > 1.3 * share
+
+
+def test_more_steps_change_little(explainer, explained):
+    samples, _ = speak("ab bc ca", seed=5)
+    finer = explainer.explain(samples, steps=128)
+    for one, other in zip(explained[0].words, finer.words, strict=True):
+        np.testing.assert_allclose(one.values, other.values, atol=0.05 * np.abs(other.values).max())
+
+
+def test_the_page_has_a_picture_of_each_word(tmp_path, capsys):
+    file = tmp_path / "said <b>.wav"
+    soundfile.write(file, speak("ab cb", seed=1)[0], RATE)
+    out = tmp_path / "out"
+    assert cli.main(["explain", str(trained_run()), str(file), "--out", str(out), "--steps", "4"]) == 0
+    assert "ab cb" in capsys.readouterr().out
+    page = (out / "index.html").read_text()
+    assert page.count("<img") == 3
+    assert "said &lt;b&gt;" in page
+    assert sorted(np.load(out / "0.npz")) == ["0_ab", "1_cb", "features"]
+
+
+def test_what_cannot_be_explained_says_why(explainer, tmp_path):
+    with pytest.raises(AudioError, match="longer than 30 s"):
+        explainer.explain(np.tile(speak("ab")[0], 100)[: int((MAX_SECONDS + 5) * RATE)])
+    with pytest.raises(AudioError, match="too short for a single frame"):
+        explainer.explain(np.zeros(100, np.int16))
+
+
+def test_a_recording_without_words_has_features_alone(explainer, monkeypatch):
+    monkeypatch.setattr("jax_speechlm.inference.explain.path_spans", lambda frames: [])
+    explanation = explainer.explain(np.zeros(RATE, np.int16))
+    assert explanation.words == ()
+    assert as_html([explanation], "run").count("<img") == 1
