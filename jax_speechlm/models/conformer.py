@@ -32,16 +32,7 @@ from jax_speechlm.core.config import Config
 from jax_speechlm.core.segments import Lengths, Segments, at_rate
 from jax_speechlm.nn.attention.relative import Chunk, KeysAndValues, PositionalContext, RelativeAttention
 from jax_speechlm.nn.functional import Remat, bind, parameter, scan_layers, stack
-from jax_speechlm.nn.layers import (
-    Count,
-    FrameKeys,
-    LayerNorm,
-    Linear,
-    depthwise,
-    depthwise_step,
-    dropout,
-    split_keys,
-)
+from jax_speechlm.nn.layers import Count, FrameKeys, LayerNorm, Linear, depthwise, depthwise_step, dropout, split_keys
 from jax_speechlm.nn.streaming import select_streams
 from jax_speechlm.parallel import sequence
 from jax_speechlm.parallel.mesh import shard_batch_and_time
