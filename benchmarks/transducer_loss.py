@@ -2,11 +2,16 @@
 
     python benchmarks/transducer_loss.py
 
-Both begin with the outputs of encoder and predictor and end with the gradients of these and of the output layer.
+All begin with the outputs of encoder and predictor and end with the gradients of these and of the output layer. RNN-T
+is compared with torchaudio's loss, on the logits of all nodes too, where torch and torchaudio are installed. The values
+have to agree. torchaudio's wheels on PyPI are built for CUDA: beside a CPU build of torch its library loads once
+libtorch_cuda.so and libc10_cuda.so with the six functions that it names are in LD_LIBRARY_PATH, empty ones suffice.
 """
 
 import argparse
+from collections.abc import Callable, Sequence
 
+import numpy as np
 from interleave import load, medians, pin
 
 SIZES = {  # rows, frames, tokens, vocabulary, joint dimension, durations
@@ -16,10 +21,36 @@ SIZES = {  # rows, frames, tokens, vocabulary, joint dimension, durations
 }
 
 
+def torchaudio(params: Sequence[np.ndarray], targets: Sequence[np.ndarray], threads: int) -> Callable[[], float]:
+    """Returns the function that computes torchaudio's loss and its gradients of the same inputs.
+
+    Args:
+      params: encoder and predictor outputs, kernel and bias of the output layer.
+      targets: labels, lengths in frames and in labels.
+    """
+    import torch
+    from torchaudio.functional import rnnt_loss
+
+    torch.set_num_threads(threads)
+    tensors = [torch.tensor(np.array(x), requires_grad=True) for x in params]
+    whole = [torch.tensor(np.array(x), dtype=torch.int32) for x in targets]
+
+    def run() -> float:
+        encoder, predictor, kernel, bias = tensors
+        logits = torch.tanh(encoder[:, :, None] + predictor[:, None]) @ kernel + bias
+        loss = rnnt_loss(logits, *whole, blank=0, reduction="sum")
+        torch.autograd.grad(loss, tensors)
+        return loss.item()
+
+    return run
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--cpu-time", action="store_true", help="CPU seconds instead of wall seconds")
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     args = parser.parse_args()
     pin(args.threads)
 
@@ -28,8 +59,9 @@ def main() -> None:
 
     from jax_speechlm.objectives.asr.transducer_loss import packed_transducer_loss, transducer_loss
 
-    print(f"{'':20} {'chunks s':>9} {'plain s':>8} {'chunks MB':>10} {'plain MB':>9}")
-    for name, (rows, frames, tokens, vocab, dim, durations) in SIZES.items():
+    print(f"{'':20} {'chunks s':>9} {'plain s':>8} {'torchaudio s':>12} {'chunks MB':>10} {'plain MB':>9}")
+    for name in args.sizes:
+        rows, frames, tokens, vocab, dim, durations = SIZES[name]
         keys = jax.random.split(jax.random.key(0), 4)
         width = vocab + len(durations)
         shapes = (rows, frames, dim), (rows, tokens + 1, dim), (dim, width)
@@ -55,10 +87,17 @@ def main() -> None:
         programs = {key: jax.jit(jax.value_and_grad(loss)).lower(params).compile() for key, loss in forms.items()}
         megabytes = {key: each.memory_analysis().temp_size_in_bytes / 1e6 for key, each in programs.items()}
         runs = {key: lambda each=each, x=params: jax.block_until_ready(each(x)) for key, each in programs.items()}
-        seconds = medians(runs, args.rounds)
+        if not durations:
+            try:
+                runs["torchaudio"] = torchaudio(params, (labels, length, token_length), args.threads)
+            except (ImportError, OSError) as error:
+                print(f"without torchaudio: {error}")
+            else:
+                np.testing.assert_allclose(runs["torchaudio"](), runs["chunks"]()[0], rtol=1e-4)
+        seconds = medians(runs, args.rounds, args.cpu_time)
         print(
-            f"{name:20} {seconds['chunks']:9.2f} {seconds['plain']:8.2f} {megabytes['chunks']:10.0f} "
-            f"{megabytes['plain']:9.0f}"
+            f"{name:20} {seconds['chunks']:9.2f} {seconds['plain']:8.2f} {seconds.get('torchaudio', np.nan):12.2f} "
+            f"{megabytes['chunks']:10.0f} {megabytes['plain']:9.0f}"
         )
     print(f"{args.threads} threads, medians of {args.rounds} interleaved rounds; {load()}")
 

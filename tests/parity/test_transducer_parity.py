@@ -1,4 +1,4 @@
-"""The TDT loss against transformers' own, written for torch. Its loss of RNN-T needs torchaudio."""
+"""The TDT loss against transformers' own, written for torch, and that of RNN-T against torchaudio's where it loads."""
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,30 @@ def test_the_tdt_loss_and_its_gradient_equal_those_of_transformers(durations):
 
     def loss(logits):
         losses = transducer_loss(logits, lengths, tokens, token_lengths, durations=durations, sigma=0.05)[0]
+        return losses.sum(), losses
+
+    gradient, losses = jax.jit(jax.grad(loss, has_aux=True))(jnp.asarray(logits))
+    np.testing.assert_allclose(losses, expected.detach().numpy(), rtol=1e-5)
+    np.testing.assert_allclose(gradient, theirs.grad.numpy(), atol=1e-4)
+
+
+def test_the_rnnt_loss_and_its_gradient_equal_those_of_torchaudio():
+    try:
+        from torchaudio.functional import rnnt_loss
+    except (ImportError, OSError) as error:  # built for another torch
+        pytest.skip(str(error))
+    rng, vocab = np.random.default_rng(0), 12
+    logits = rng.normal(0, 2, (4, 40, 11, vocab)).astype(np.float32)
+    lengths, token_lengths = np.array([40, 31, 25, 40]), np.array([10, 3, 10, 1])
+    tokens = rng.integers(1, vocab, (4, 10))
+    with torch.enable_grad():
+        theirs = torch.tensor(logits, requires_grad=True)
+        whole = [torch.tensor(x, dtype=torch.int32) for x in (tokens, lengths, token_lengths)]
+        expected = rnnt_loss(theirs, *whole, blank=0, reduction="none")
+        expected.sum().backward()
+
+    def loss(logits):
+        losses = transducer_loss(logits, lengths, tokens, token_lengths)[0]
         return losses.sum(), losses
 
     gradient, losses = jax.jit(jax.grad(loss, has_aux=True))(jnp.asarray(logits))
