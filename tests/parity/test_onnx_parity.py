@@ -36,3 +36,16 @@ def test_it_runs_in_onnxruntime(tmp_path, capsys):
     assert record["check"]["rows"] == 10
     assert record["check"]["tokens"] > 20
     assert run_docs('run(["tokens"]', out, file) == transcript(run, file)
+
+
+def test_streams_run_in_onnxruntime(tmp_path):
+    """By the loop that the docs show; of a CTC model and, with a loop in the program, of a transducer."""
+    from tests.interop.test_stream_program import TDT, exported
+
+    out, file, text = exported(tmp_path, "onnx")
+    record = read_record(out)
+    assert record["check"]["tokens"] > 10
+    assert run_docs("window_samples", out, file) == text == "ab cab bca"
+    run = write_run(tmp_path / "tdt", TDT, TOKENIZER)
+    assert cli.main(["export", str(run), "--to", "onnx", "--stream", "--out", str(tmp_path / "again")]) == 0
+    assert read_record(tmp_path / "again")["check"]["tokens"] > 10
