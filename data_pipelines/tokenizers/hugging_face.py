@@ -166,6 +166,11 @@ class HuggingFaceTokenizer:
         return self.places.tokenizer_size
 
     @property
+    def padding_name(self) -> str | None:
+        """Name of the blank or padding among its tokens, or None."""
+        return self._names.get(int(self.places.theirs[0]))
+
+    @property
     def begin(self) -> int | None:
         """Local id that begins a text, if it is not the boundary."""
         return None if self.places.begin is None else int(self.places.ours[self.places.begin])

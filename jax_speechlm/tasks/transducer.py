@@ -15,4 +15,5 @@ TASK = Task(
     abilities=("transcribe", "embed", "stream"),
     evaluator="jax_speechlm.evaluation.recognition:evaluate_run",
     commands={"align": "jax_speechlm.apps.align:align_run"},  # by the CTC head
+    hugging_face="jax_speechlm.interop.hf.registry:TRANSDUCER",
 )

@@ -83,7 +83,7 @@ def test_a_recognizer_without_a_blank_is_refused(tmp_path):
         read_folder(tmp_path / "theirs")
     change_json(tmp_path / "theirs", "config.json", pad_token_id=None)
     change_json(tmp_path / "theirs", "tokenizer_config.json", pad_token=None)
-    with pytest.raises(ExportError, match="which is the CTC blank"):
+    with pytest.raises(ExportError, match="which is the blank"):
         read_folder(tmp_path / "theirs")
 
 

@@ -33,6 +33,8 @@ CLASSES = {
     "wav2vec2-bert": "Wav2Vec2BertConfig",
     "parakeet_encoder": "ParakeetEncoderConfig",
     "parakeet_ctc": "ParakeetCTCConfig",
+    "nemotron_asr_streaming_encoder": "NemotronAsrStreamingEncoderConfig",
+    "nemotron_asr_streaming": "NemotronAsrStreamingConfig",
     "voxtral": "VoxtralConfig",
     "whisper": "WhisperConfig",
     "wavtokenizer": "WavTokenizerConfig",

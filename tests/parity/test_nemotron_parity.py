@@ -7,14 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jax_speechlm
 from jax_speechlm.frontend.logmel import log_mel
 from jax_speechlm.interop.hf import nemotron
+from jax_speechlm.interop.hf.export import export_run
+from jax_speechlm.interop.hf.import_ import import_run
 from jax_speechlm.interop.hf.mapping import read
+from jax_speechlm.interop.hf.weights import read_weights
 from jax_speechlm.models.fast_conformer import FastConformer
 from jax_speechlm.models.streaming import StreamingEncoder
 from jax_speechlm.nn import functional
 
 torch = pytest.importorskip("torch")
+tokenizers = pytest.importorskip("tokenizers")
 transformers = pytest.importorskip("transformers", minversion="5.24")
 pytestmark = pytest.mark.parity
 
@@ -52,6 +57,75 @@ def converted(model):
     config = nemotron.config_from_hugging_face(model.config.to_dict(), (1, 2, 3))
     weights = {name: value.numpy() for name, value in model.state_dict().items()}
     return config, read(nemotron.sources(weights, config))["encoder"]
+
+
+@pytest.fixture(scope="module")
+def transducer(tmp_path_factory, reference):
+    """The folder of a whole model with a tokenizer of letters, whose blank is the last id, and the model."""
+    folder = tmp_path_factory.mktemp("nemotron") / "model"
+    vocab = {name: id_ for id_, name in enumerate(["<unk>", *"\u2581abcdef", "<blank>"])}
+    torch.manual_seed(2)
+    config = transformers.NemotronAsrStreamingConfig(
+        vocab_size=len(vocab), decoder_hidden_size=24, num_decoder_layers=2, blank_token_id=len(vocab) - 1,
+        pad_token_id=0, encoder_config=reference.config.to_dict(),
+    )  # fmt: skip
+    model = transformers.NemotronAsrStreamingForRNNT(config).eval()
+    model.encoder.load_state_dict(reference.state_dict())
+    with torch.no_grad():  # a predictor and a joint network that emit several tokens
+        for name, parameter in model.named_parameters():
+            if not name.startswith("encoder."):
+                parameter.normal_(0, 0.4 if parameter.ndim > 1 else 0.1)
+        model.joint.head.bias[-1] += 3.0
+    described = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, [], unk_token="<unk>"))
+    described.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    described.decoder = tokenizers.decoders.Metaspace()
+    described.add_special_tokens(["<unk>", "<blank>"])
+    tokenizer = transformers.ParakeetTokenizer(tokenizer_object=described, unk_token="<unk>", pad_token="<unk>")
+    extractor = transformers.NemotronAsrStreamingFeatureExtractor(feature_size=16)
+    transformers.NemotronAsrStreamingProcessor(
+        extractor, tokenizer, supported_num_lookahead_tokens=[2, 1, 0]
+    ).save_pretrained(folder)
+    model.save_pretrained(folder)
+    return folder, model
+
+
+@pytest.mark.parametrize("reference", [True], indirect=True, ids=["bias"])
+def test_a_whole_model_comes_and_goes_by_the_commands(transducer, audio, tmp_path):
+    """Its texts are compared at every latency; a stream has that of transformers' own streaming `generate`."""
+    folder, model = transducer
+    run = tmp_path / "run"
+    import_run(folder, run)
+    verdict = export_run(run, tmp_path / "again")
+    assert verdict.is_full
+    assert not verdict.failed
+    first, second = (nemotron.folded(read_weights(each)) for each in (folder, tmp_path / "again"))
+    assert first.keys() == second.keys()
+    for name, array in first.items():
+        np.testing.assert_array_equal(array, second[name])
+
+    extractor = transformers.NemotronAsrStreamingFeatureExtractor(feature_size=16)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    recognizer, found = jax_speechlm.load(run), set()
+    for lookahead in (0, 1, 2):
+        first, size = 1 + 8 * lookahead, 8 * (lookahead + 1)
+        num = first + size * ((LENGTHS[0] // 160 - first) // size)  # it takes whole chunks
+        samples = audio[0, : 160 * num]
+        inputs = extractor(samples / np.float32(32768), sampling_rate=16_000, return_tensors="pt")
+        vectors = inputs.input_features[:, :num]
+        with torch.no_grad():
+            ids = model.generate(
+                (chunk for chunk in (vectors[:, :first], *vectors[:, first:].split(size, dim=1))),
+                num_lookahead_tokens=lookahead,
+                decoder_start_token_id=model.config.blank_token_id,
+            ).sequences[0]
+        expected = tokenizer.decode(ids[ids != model.config.blank_token_id], group_tokens=False)
+        stream = recognizer.stream(chunk_ms=80 * (lookahead + 1))
+        stream.accept(samples)
+        assert stream.finalize().text == " ".join(expected.split())
+        found.add(expected)
+    assert all(len(text) > 5 for text in found)
+    with pytest.raises(ValueError, match="not trained on chunks of 320 ms: choose one of 80, 160, 240 ms"):
+        recognizer.stream(chunk_ms=320)
 
 
 def test_weights_and_settings_there_and_back(reference):

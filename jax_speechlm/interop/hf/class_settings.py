@@ -21,6 +21,14 @@ _BERT = {
     "tie_word_embeddings": True, "is_decoder": False, "add_cross_attention": False,
 }
 
+_FAST_CONFORMER = {
+    "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 8, "intermediate_size": 4096,
+    "hidden_act": "silu", "attention_bias": True, "convolution_bias": True, "conv_kernel_size": 9,
+    "subsampling_factor": 8, "subsampling_conv_channels": 256, "num_mel_bins": 80,
+    "subsampling_conv_kernel_size": 3, "subsampling_conv_stride": 2, "dropout": 0.1, "attention_dropout": 0.1,
+    "scale_input": True,
+}
+
 _HIFIGAN = {
     "model_in_dim": 80, "upsample_initial_channel": 512, "resblock_kernel_sizes": [3, 7, 11],
     "resblock_dilation_sizes": [[1, 3, 5], [1, 3, 5], [1, 3, 5]], "leaky_relu_slope": 0.1, "normalize_before": True,
@@ -94,14 +102,13 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         name: value for name, value in (_WAV2VEC2 | _XVECTOR).items()
         if name not in ("feat_extract_norm", "do_stable_layer_norm")
     } | {"conv_pos_kernel_size": 19, "num_conv_pos_embeddings": 5},
-    "parakeet_encoder": {
-        "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 8, "intermediate_size": 4096,
-        "hidden_act": "silu", "attention_bias": True, "convolution_bias": True, "conv_kernel_size": 9,
-        "subsampling_factor": 8, "subsampling_conv_channels": 256, "num_mel_bins": 80,
-        "subsampling_conv_kernel_size": 3, "subsampling_conv_stride": 2, "dropout": 0.1, "attention_dropout": 0.1,
-        "scale_input": True,
-    },
+    "parakeet_encoder": _FAST_CONFORMER,
     "parakeet_ctc": {"vocab_size": 1025},
+    "nemotron_asr_streaming_encoder": _FAST_CONFORMER | {"sliding_window": 71, "default_num_lookahead_tokens": 13},
+    "nemotron_asr_streaming": {
+        "vocab_size": 1025, "decoder_hidden_size": 640, "num_decoder_layers": 2, "hidden_act": "relu",
+        "max_symbols_per_step": 10,
+    },
     "voxtral": {"projector_hidden_act": "gelu"},
     "whisper": {
         "vocab_size": 51_865, "num_mel_bins": 80, "encoder_layers": 4, "encoder_attention_heads": 6,
@@ -138,14 +145,18 @@ VOXTRAL_TEXT = {
 _PARTS: dict[str, dict[str, dict[str, Any]]] = {
     "voxtral": {"audio_config": {"model_type": "voxtral_encoder"}, "text_config": VOXTRAL_TEXT},
     "parakeet_ctc": {"encoder_config": {"model_type": "parakeet_encoder"}},
+    "nemotron_asr_streaming": {"encoder_config": {"model_type": "nemotron_asr_streaming_encoder"}},
 }
+
+_NEMO = {
+    "feature_size": 80, "sampling_rate": DEFAULT_SAMPLE_RATE, "hop_length": 160, "n_fft": 512, "win_length": 400,
+    "preemphasis": 0.97, "padding_value": 0.0,
+}  # fmt: skip
 
 FEATURES: dict[str, dict[str, Any]] = {
     "SeamlessM4TFeatureExtractor": {"sampling_rate": DEFAULT_SAMPLE_RATE, "num_mel_bins": 80, "stride": 2},
-    "ParakeetFeatureExtractor": {
-        "feature_size": 80, "sampling_rate": DEFAULT_SAMPLE_RATE, "hop_length": 160, "n_fft": 512, "win_length": 400,
-        "preemphasis": 0.97, "padding_value": 0.0,
-    },
+    "ParakeetFeatureExtractor": _NEMO,
+    "NemotronAsrStreamingFeatureExtractor": _NEMO | {"mel_filters_dtype": "float32"},
     "Wav2Vec2FeatureExtractor": {
         "feature_size": 1, "sampling_rate": DEFAULT_SAMPLE_RATE, "padding_value": 0.0, "do_normalize": True,
     },

@@ -26,10 +26,16 @@ _COUNTS = {
     "num_codevectors_per_group": 1 << 16, "num_codevector_groups": 16, "num_negatives": 1 << 16,
     "codevector_dim": 1 << 16, "proj_codevector_dim": 1 << 16, "mask_time_length": 1 << 16,
     "num_buckets": 1 << 16, "max_bucket_distance": 1 << 24,
+    "num_decoder_layers": 64, "default_num_lookahead_tokens": 1 << 16,
 }  # fmt: skip
 """The most that each count is of any model; all but those of `_MAY_BE_NONE` and `_FROM_ZERO` are at least 1."""
 
-_FROM_ZERO = ("left_max_position_embeddings", "right_max_position_embeddings", "max_window_layers")
+_FROM_ZERO = (
+    "left_max_position_embeddings",
+    "right_max_position_embeddings",
+    "max_window_layers",
+    "default_num_lookahead_tokens",
+)
 _MAY_BE_NONE = ("num_key_value_heads", "head_dim", "sliding_window", "vocab_size", "num_labels", "n_inner")
 _RATES = (
     "hidden_dropout",

@@ -14,7 +14,7 @@ from jax_speechlm.frontend.frontend import AnyMel
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.frontend.waveform import Waveform
 from jax_speechlm.interop.folders import ExportError
-from jax_speechlm.interop.hf import hifigan, parakeet, wav2vec2, whisper
+from jax_speechlm.interop.hf import hifigan, nemotron, parakeet, wav2vec2, whisper
 from jax_speechlm.interop.hf.class_settings import FEATURES
 
 FILE = "preprocessor_config.json"
@@ -59,6 +59,8 @@ def front_end_from_hugging_face(values: dict[str, Any]) -> AnyMel:
     kind = values.get("feature_extractor_type")
     if kind == parakeet.EXTRACTOR:
         return parakeet.features_from_hugging_face(values)
+    if kind == nemotron.EXTRACTOR:
+        return nemotron.features_from_hugging_face(values)
     if kind == hifigan.EXTRACTOR:
         return hifigan.features_from_hugging_face(values)
     if kind == wav2vec2.EXTRACTOR:

@@ -157,8 +157,11 @@ def read_whisper_tokenizer(
     )
 
 
-def read_ctc_tokenizer(folder: Path, values: Mapping[str, Any], num_rows: int) -> Tokenizer:
+def read_ctc_tokenizer(folder: Path, values: Mapping[str, Any], num_rows: int, blank_name: str = "pad") -> Tokenizer:
     """Reads the tokenizer of a recognizer; arguments and errors as of `read_text_tokenizer`.
+
+    Args:
+      blank_name: name of the blank among the special tokens: "pad" under CTC.
 
     Returns:
       A `CharTokenizer` if its ids are characters with the blank at 0, else the tokenizer with a map of ids.
@@ -177,11 +180,11 @@ def read_ctc_tokenizer(folder: Path, values: Mapping[str, Any], num_rows: int) -
         raise ExportError(f"{folder} has neither {_DESCRIPTION} nor {_VOCAB}: no tokenizer gives its ids a text")
     # No file need list the blank as added, but no letter is one, as a class's default would have it.
     ids = _Ids(folder, values, files, names, {id_ for name, id_ in names.items() if len(name) == 1})
-    blank = ids.of("pad")
+    blank = ids.of(blank_name)
     if blank is None:
         raise ExportError(
-            f"{folder / 'config.json'} has no pad_token_id, which is the CTC blank{ids.why_not('pad')}: name it there, "
-            f"and pad_token in {_CONFIG}"
+            f"{folder / 'config.json'} has no {blank_name}_token_id, which is the blank{ids.why_not(blank_name)}: name "
+            f"it there, and {blank_name}_token in {_CONFIG}"
         )
     if _DESCRIPTION not in files and blank == 0 and (alphabet := _alphabet(names, config, num_rows)):
         return CharTokenizer(alphabet)

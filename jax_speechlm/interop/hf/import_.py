@@ -26,6 +26,7 @@ from jax_speechlm.interop.hf import (
     fastspeech2,
     feature_extractor,
     hifigan,
+    nemotron,
     sentence_transformers,
     text_heads,
     voxtral,
@@ -50,6 +51,7 @@ from jax_speechlm.nn.functional import Params
 from jax_speechlm.nn.lora import LoRA
 from jax_speechlm.objectives.asr.aed import AED
 from jax_speechlm.objectives.asr.ctc import CTC
+from jax_speechlm.objectives.asr.transducer import Transducer
 from jax_speechlm.objectives.base import ObjectiveConfig
 from jax_speechlm.objectives.distillation import Distillation
 from jax_speechlm.objectives.encoder_only import EncoderOnly
@@ -197,6 +199,8 @@ def _as_exported(model: Model) -> tuple[Experiment, Tokenizer | None, str | None
         optimizer = experiment.optimizer.replace(groups=groups)
         objective = experiment.objective.replace(adversarial=None)
         return experiment.replace(objective=objective, optimizer=optimizer), None, None
+    if model.architecture == nemotron.ARCHITECTURE:  # without the CTC head
+        return experiment.replace(objective=experiment.objective.replace(ctc_weight=0.0)), tokenizer, None
     objective = CTC() if "head" in model.sources else EncoderOnly()  # the only parts that an export keeps
     if experiment.objective.kind == objective.kind:
         return experiment, tokenizer, None
@@ -241,6 +245,20 @@ def _codec(model: Model) -> tuple[Experiment, None]:
 def _recognizer(model: Model) -> tuple[Experiment, Tokenizer | None]:
     tokenizer = read_ctc_tokenizer(model.folder, model.values, _num_rows(model, model.settings, ("head", "bias")))
     return _of_speech(model, CTC(), tokenizer)
+
+
+def _transducer(model: Model) -> tuple[Experiment, Tokenizer | None]:
+    num_rows = _num_rows(model, model.settings, ("joint", "bias"))
+    tokenizer = read_ctc_tokenizer(model.folder, model.values, num_rows, "blank")
+    network = nemotron.network_from_hugging_face(model.values)
+    objective = Transducer(network=network, ctc_weight=0.0)
+    experiment, _ = _of_speech(model, objective)
+    processor = {}
+    if (model.folder / nemotron.PROCESSOR).exists():
+        processor = folders.read_json(model.folder, nemotron.PROCESSOR)
+    with errors_of(model.folder / nemotron.PROCESSOR):
+        chunk_lengths = nemotron.chunk_lengths_of(processor)
+        return experiment.replace(model=experiment.model.replace(chunk_lengths=chunk_lengths)), tokenizer
 
 
 def _speaker_model(model: Model) -> tuple[Experiment, Tokenizer | None]:
@@ -345,6 +363,7 @@ _OF_HEADS: dict[Head, Callable[[Model], tuple[Experiment, Tokenizer | None]]] = 
 EXPERIMENTS: dict[str, Callable[[Model], tuple[Experiment, Tokenizer | None]]] = {
     **{name: _OF_HEADS[head] for name, head in _HEADS.items()},
     "ParakeetForCTC": _recognizer,
+    nemotron.ARCHITECTURE: _transducer,
     **dict.fromkeys(TEXT_MODELS, _text_model),
     **dict.fromkeys(families.ENCODERS.values(), _text_encoder),
     **dict.fromkeys(families.CLASSIFIERS.values(), _text_classifier),

@@ -44,6 +44,7 @@ _USES = {
     "AutoModelForTokenClassification": ("token-classification", '"In the beginning"'),
     "AutoModelForQuestionAnswering": ("question-answering", None),
     "AutoModelForSpeechSeq2Seq": ("audio-text-to-text", None),
+    "AutoModelForRNNT": ("automatic-speech-recognition", None),
     "AutoModelForTextToSpectrogram": ("text-to-speech", None),
     **dict.fromkeys(hifigan.ARCHITECTURES, ("audio-to-audio", None)),
 }
@@ -117,6 +118,14 @@ inputs = extractor(samples, sampling_rate={rate}, return_tensors="pt")
 with torch.no_grad():
     codes = model.encode(inputs["input_values"]).audio_codes  # [1, 1, codes]
     audio = model.decode(codes).audio_values  # [1, 1, {hop} * codes]"""
+_TRANSDUCER = """\
+from transformers import AutoModelForRNNT, AutoProcessor
+
+processor, model = (kind.from_pretrained("FOLDER") for kind in (AutoProcessor, AutoModelForRNNT))
+processor.set_num_lookahead_tokens({lookahead})  # of {supported}: frames of {frame_ms:g} ms
+# float samples in [-1, 1)
+ids = model.generate(**processor(samples, sampling_rate={rate})).sequences[0].tolist()
+print(processor.decode([id_ for id_ in ids if id_ != model.config.blank_token_id]))"""
 _PIPELINE = """\
 from transformers import pipeline
 
@@ -156,6 +165,10 @@ def _program(run: LoadedRun, auto: str) -> str:
     task, use = _USES[auto]
     if isinstance(run.experiment.model, EncoderDecoderConfig):
         return _PIPELINE.format(task=_TASKS[EncoderDecoderConfig], argument='"clip.wav"')
+    if auto == "AutoModelForRNNT":
+        lookaheads = [length - 1 for length in sorted(run.experiment.model.chunk_lengths)]
+        frame_ms = 1000 * run.experiment.frame_samples / run.experiment.sample_rate
+        return _TRANSDUCER.format(lookahead=lookaheads[-1], supported=lookaheads, frame_ms=frame_ms, rate=_RATE)
     if auto in hifigan.ARCHITECTURES:
         return _VOCODER.format(auto=auto, rate=f"{run.experiment.sample_rate:_}")
     if task == "text-to-speech":

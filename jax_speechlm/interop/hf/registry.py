@@ -24,6 +24,7 @@ from jax_speechlm.interop.hf import (
     fastspeech2,
     feature_extractor,
     hifigan,
+    nemotron,
     parakeet,
     sentence_transformers,
     text_heads,
@@ -49,7 +50,7 @@ from jax_speechlm.interop.hf.speech_forms import (
 )
 from jax_speechlm.interop.hf.speech_heads import Head
 from jax_speechlm.interop.hf.text_settings import config_from_hugging_face, family_of
-from jax_speechlm.interop.hf.tokenizer_files import Files, text_files, voice_files
+from jax_speechlm.interop.hf.tokenizer_files import PAD, Files, ctc_files, text_files, voice_files
 from jax_speechlm.models.encoder_decoder import EncoderDecoderConfig
 from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.models.transformer_config import TransformerConfig
@@ -90,9 +91,9 @@ class Model(NamedTuple):
 
     Attributes:
       values, config: `config.json`, and the model's shape.
-      sources: where our parameters are read from (`mapping.TensorSource`): `encoder`, and `head`, `speaker` or
-        `decoder` where there is one; or `transformer`; or `encoder`, `adapter` and `transformer`; or `acoustic`,
-        `generator` or `autoencoder` alone.
+      sources: where our parameters are read from (`mapping.TensorSource`): `encoder`, and `head`, `speaker`, `decoder`
+        or the parts of a transducer where there are any; or `transformer`; or `encoder`, `adapter` and `transformer`;
+        or `acoustic`, `generator` or `autoencoder` alone.
     """
 
     architecture: str
@@ -176,6 +177,26 @@ def vocabulary_of(experiment: Experiment, tokenizer: Tokenizer | None) -> Vocabu
     """Returns the vocabulary of a run's language model."""
     sentinels, units = (getattr(experiment.objective, name, 0) for name in ("sentinels", "num_units"))
     return Vocabulary.of(tokenizer, sentinels, units)
+
+
+def _transducer_settings(experiment: Experiment, tokenizer: Tokenizer) -> Settings:
+    model, objective = experiment.model, experiment.objective.of_model
+    if objective.durations or not (isinstance(model, FastConformerConfig) and model.causal):
+        raise ExportError(
+            "of transducers transformers has RNN-T on a causal FastConformer: one of model.kind fast_conformer with "
+            "model.causal, and without objective.durations, can be exported"
+        )
+    if isinstance(tokenizer, HuggingFaceTokenizer):
+        num_rows, special, files = tokenizer.places.num_rows, tokenizer.special, tokenizer.files
+        name = tokenizer.padding_name or PAD
+    else:
+        num_rows, special, name = tokenizer.vocab_size, {"pad_token_id": PADDING}, PAD
+        special |= {"bos_token_id": None, "eos_token_id": None}
+        files = ctc_files(tokenizer) | {GENERATION: {"decoder_start_token_id": PADDING, "pad_token_id": PADDING}}
+    processor = nemotron.processor_to_hugging_face(model, name)
+    features = nemotron.features_to_hugging_face(experiment.frontend.mel)
+    config = nemotron.transducer_to_hugging_face(model, objective.network, num_rows)
+    return config | special, files | {feature_extractor.FILE: features, nemotron.PROCESSOR: processor}
 
 
 def _vocoder_settings(experiment: Experiment, tokenizer: Tokenizer | None) -> Settings:
@@ -345,6 +366,8 @@ def id_axis(params: Params, path: tuple) -> int | None:
     """Returns the axis of a parameter that is indexed by ids, or None. A transformer's head is indexed by classes."""
     name = name_of(path)
     heads = {} if "transformer" in params else {"head/kernel": 1, "head/bias": 0}
+    if "joint" in params:
+        heads = {"embedding": 0, "joint/kernel": 1, "joint/bias": 0}
     return (dict.fromkeys(PER_TOKEN, 0) | heads).get(name)
 
 
@@ -371,6 +394,11 @@ PRETRAINING = HuggingFaceForm(
     pretraining_settings,
     lambda params, model: speech_arrays(params, model, "ForPreTraining"),
     ("encoder", "contrast"),
+)
+TRANSDUCER = HuggingFaceForm(
+    _transducer_settings,
+    nemotron.to_hugging_face,
+    ("encoder", "encoder_projection", "embedding", "predictor", "predictor_projection", "joint"),
 )
 RECOGNIZER = HuggingFaceForm(recognizer_settings, speech_arrays)
 TEXT = HuggingFaceForm(_text_settings, _text_arrays, ("transformer",))
@@ -464,6 +492,7 @@ READERS = {
     **_speech_readers(wav2vec2_bert),
     **_speech_readers(wav2vec2),
     "ParakeetForCTC": Reader("AutoModelForCTC", parakeet.config_from_hugging_face, parakeet.sources),
+    nemotron.ARCHITECTURE: Reader("AutoModelForRNNT", nemotron.config_from_hugging_face, nemotron.sources),
     **{name: Reader(name, hifigan.config_from_hugging_face, hifigan.sources) for name in hifigan.ARCHITECTURES},
     fastspeech2.MODEL: Reader("AutoModelForTextToSpectrogram", fastspeech2.config_from_hugging_face, _voice_sources),
     wav_tokenizer.MODEL: Reader("AutoModel", wav_tokenizer.config_from_hugging_face, wav_tokenizer.sources),

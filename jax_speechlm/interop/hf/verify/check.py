@@ -19,6 +19,7 @@ import numpy as np
 from jax_speechlm.interop import folders
 from jax_speechlm.interop.hf import (
     fastspeech2,
+    nemotron,
     parakeet,
     registry,
     transformer,
@@ -142,6 +143,8 @@ def _same_when_exported(folder: Path, run: LoadedRun, dtype: Any) -> str:
     exported = made.arrays
     if made.architecture.startswith("Parakeet"):  # its batch norms became scales and offsets
         in_folder, exported = parakeet.folded(in_folder), parakeet.folded(exported)
+    if made.architecture == nemotron.ARCHITECTURE:  # the two biases of its LSTMs became one
+        in_folder, exported = nemotron.folded(in_folder), nemotron.folded(exported)
     if made.architecture == fastspeech2.MODEL:
         in_folder, exported = fastspeech2.folded(in_folder), fastspeech2.folded(exported)
     if made.architecture == wav_tokenizer.MODEL:  # its weight norms became kernels

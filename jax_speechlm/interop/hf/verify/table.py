@@ -12,11 +12,11 @@ import torch
 
 from data_pipelines.audio import decode as audio_files
 from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
-from jax_speechlm.interop.hf import fastspeech2, hifigan, wav2vec2, wav2vec2_bert
+from jax_speechlm.interop.hf import fastspeech2, hifigan, nemotron, wav2vec2, wav2vec2_bert
 from jax_speechlm.interop.hf import text_families as families
 from jax_speechlm.interop.hf.registry import READERS, TEXT_MODELS, Package
 from jax_speechlm.interop.hf.speech_heads import Head
-from jax_speechlm.interop.hf.verify import codec, speech, speech_lm, text, vocoder, voice, whisper
+from jax_speechlm.interop.hf.verify import codec, speech, speech_lm, text, transducer, vocoder, voice, whisper
 from jax_speechlm.interop.hf.verify.subject import TEXTS, Subject, in_float32, open_model, quiet, synthetic_clips
 from jax_speechlm.interop.hf.verify.verdict import Check, guarded
 from jax_speechlm.training.runs import LoadedRun
@@ -45,6 +45,9 @@ _CAUSAL = _MASKED | {"continuation": text.continuations}
 COMPARISONS: dict[str, dict[str, Comparison]] = {
     **{name: _OF_HEADS[head] for name, head in (wav2vec2_bert.ARCHITECTURES | wav2vec2.ARCHITECTURES).items()},
     "ParakeetForCTC": _RECOGNIZER,
+    nemotron.ARCHITECTURE: (
+        _SPEECH | {"hidden states": transducer.encoder_outputs, "ids": speech.ctc_ids, "text": transducer.streamed_text}
+    ),
     **{name: _MASKED if name.endswith("MaskedLM") else _CAUSAL for name in TEXT_MODELS},
     **{name: {"ids": text.ids, "hidden states": text.logits} for name in families.ENCODERS.values()},
     **{name: _TEXT_CLASSES for name in families.CLASSIFIERS.values()},
