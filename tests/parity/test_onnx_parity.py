@@ -7,8 +7,11 @@ import pytest
 
 from jax_speechlm import cli
 from jax_speechlm.interop.folders import read_record
+from tests.evaluation.runs import write_run
 from tests.interop.docs_programs import run_docs, save_audio, transcript
+from tests.interop.test_stream_program import TDT, exported
 from tests.interop.tiny_runs import save, tiny_run
+from tests.trained_tones import TOKENIZER
 
 _REASON = "the converter and the runtime are needed: pip install -e '.[onnx]'"
 pytest.importorskip("jax2onnx", reason=_REASON)
@@ -40,8 +43,6 @@ def test_it_runs_in_onnxruntime(tmp_path, capsys):
 
 def test_streams_run_in_onnxruntime(tmp_path):
     """By the loop that the docs show; of a CTC model and, with a loop in the program, of a transducer."""
-    from tests.interop.test_stream_program import TDT, exported
-
     out, file, text = exported(tmp_path, "onnx")
     record = read_record(out)
     assert record["check"]["tokens"] > 10

@@ -41,16 +41,18 @@ from jax_speechlm.interop.hf.class_settings import completed
 from jax_speechlm.interop.hf.config_limits import checked_settings
 from jax_speechlm.interop.hf.mapping import StateDict, class_names, read
 from jax_speechlm.interop.hf.speech_forms import (
+    GENERATION,
     Settings,
     encoder_settings,
     headed_settings,
     pretraining_settings,
     recognizer_settings,
     speech_arrays,
+    transducer_settings,
 )
 from jax_speechlm.interop.hf.speech_heads import Head
 from jax_speechlm.interop.hf.text_settings import config_from_hugging_face, family_of
-from jax_speechlm.interop.hf.tokenizer_files import PAD, Files, ctc_files, text_files, voice_files
+from jax_speechlm.interop.hf.tokenizer_files import Files, text_files, voice_files
 from jax_speechlm.models.encoder_decoder import EncoderDecoderConfig
 from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.models.transformer_config import TransformerConfig
@@ -65,7 +67,6 @@ from jax_speechlm.tasks import resolve, task_of
 from jax_speechlm.training.runs import LoadedRun
 from jax_speechlm.training.warm_start import PER_TOKEN
 
-GENERATION = "generation_config.json"
 _MOST_VECTORS = 4096  # of a speech-language model's rows: rotary positions have no end, but transformers wants one
 
 
@@ -177,26 +178,6 @@ def vocabulary_of(experiment: Experiment, tokenizer: Tokenizer | None) -> Vocabu
     """Returns the vocabulary of a run's language model."""
     sentinels, units = (getattr(experiment.objective, name, 0) for name in ("sentinels", "num_units"))
     return Vocabulary.of(tokenizer, sentinels, units)
-
-
-def _transducer_settings(experiment: Experiment, tokenizer: Tokenizer) -> Settings:
-    model, objective = experiment.model, experiment.objective.of_model
-    if objective.durations or not (isinstance(model, FastConformerConfig) and model.causal):
-        raise ExportError(
-            "of transducers transformers has RNN-T on a causal FastConformer: one of model.kind fast_conformer with "
-            "model.causal, and without objective.durations, can be exported"
-        )
-    if isinstance(tokenizer, HuggingFaceTokenizer):
-        num_rows, special, files = tokenizer.places.num_rows, tokenizer.special, tokenizer.files
-        name = tokenizer.padding_name or PAD
-    else:
-        num_rows, special, name = tokenizer.vocab_size, {"pad_token_id": PADDING}, PAD
-        special |= {"bos_token_id": None, "eos_token_id": None}
-        files = ctc_files(tokenizer) | {GENERATION: {"decoder_start_token_id": PADDING, "pad_token_id": PADDING}}
-    processor = nemotron.processor_to_hugging_face(model, name)
-    features = nemotron.features_to_hugging_face(experiment.frontend.mel)
-    config = nemotron.transducer_to_hugging_face(model, objective.network, num_rows)
-    return config | special, files | {feature_extractor.FILE: features, nemotron.PROCESSOR: processor}
 
 
 def _vocoder_settings(experiment: Experiment, tokenizer: Tokenizer | None) -> Settings:
@@ -396,7 +377,7 @@ PRETRAINING = HuggingFaceForm(
     ("encoder", "contrast"),
 )
 TRANSDUCER = HuggingFaceForm(
-    _transducer_settings,
+    transducer_settings,
     nemotron.to_hugging_face,
     ("encoder", "encoder_projection", "embedding", "predictor", "predictor_projection", "joint"),
 )

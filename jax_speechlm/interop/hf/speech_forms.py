@@ -8,14 +8,16 @@ from data_pipelines.tokenizers.hugging_face import HuggingFaceTokenizer
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.vocabulary import PADDING
 from jax_speechlm.interop.folders import ExportError
-from jax_speechlm.interop.hf import feature_extractor, parakeet, wav2vec2, wav2vec2_bert
+from jax_speechlm.interop.hf import feature_extractor, nemotron, parakeet, wav2vec2, wav2vec2_bert
 from jax_speechlm.interop.hf.mapping import StateDict
 from jax_speechlm.interop.hf.speech_heads import Head
-from jax_speechlm.interop.hf.tokenizer_files import Files, ctc_files
+from jax_speechlm.interop.hf.tokenizer_files import PAD, Files, ctc_files
 from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.models.wav2vec2 import Wav2Vec2EncoderConfig
 from jax_speechlm.nn.functional import Params
 from jax_speechlm.recipes.experiment import Experiment
+
+GENERATION = "generation_config.json"
 
 Settings = tuple[dict[str, Any], Files]
 """`config.json`, and every other JSON file."""
@@ -92,3 +94,24 @@ def headed_settings(head: Head, experiment: Experiment, tokenizer: Tokenizer | N
 def speech_arrays(params: Params, model: Config, *head: Head) -> StateDict:
     """Returns the state dict of an encoder, by default with a CTC head if there is a `head`."""
     return _speech_form(model).module.to_hugging_face(params, model, *head)
+
+
+def transducer_settings(experiment: Experiment, tokenizer: Tokenizer) -> Settings:
+    """Converts a transducer on a causal FastConformer."""
+    model, objective = experiment.model, experiment.objective.of_model
+    if objective.durations or not (isinstance(model, FastConformerConfig) and model.causal):
+        raise ExportError(
+            "of transducers transformers has RNN-T on a causal FastConformer: one of model.kind fast_conformer with "
+            "model.causal, and without objective.durations, can be exported"
+        )
+    if isinstance(tokenizer, HuggingFaceTokenizer):
+        num_rows, special, files = tokenizer.places.num_rows, tokenizer.special, tokenizer.files
+        name = tokenizer.padding_name or PAD
+    else:
+        num_rows, special, name = tokenizer.vocab_size, {"pad_token_id": PADDING}, PAD
+        special |= {"bos_token_id": None, "eos_token_id": None}
+        files = ctc_files(tokenizer) | {GENERATION: {"decoder_start_token_id": PADDING, "pad_token_id": PADDING}}
+    processor = nemotron.processor_to_hugging_face(model, name)
+    features = nemotron.features_to_hugging_face(experiment.frontend.mel)
+    config = nemotron.transducer_to_hugging_face(model, objective.network, num_rows)
+    return config | special, files | {feature_extractor.FILE: features, nemotron.PROCESSOR: processor}
