@@ -1,12 +1,14 @@
 """Commands whose function depends on the task of a run: eval, align, embed, classify, answer, generate, score-pairs."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import tyro
 
 from jax_speechlm.core.errors import CheckpointError
 from jax_speechlm.evaluation.by_task import evaluator
+from jax_speechlm.inference.classical import is_classical
 from jax_speechlm.tasks import TASKS, Task, resolve
 from jax_speechlm.training.runs import task_of_run
 
@@ -29,7 +31,8 @@ def run(argv: Sequence[str], prog: str) -> None:
     """Runs the command at the end of `prog` by the function that the task of the run declares for it."""
     command = prog.split()[-1]
     is_named = bool(argv) and not argv[0].startswith("-")
-    task = task_of_run(argv[0]) if is_named else TASKS[_SHOWN[command]]
+    is_run = is_named and not is_classical(Path(argv[0]))
+    task = task_of_run(argv[0]) if is_run else TASKS[_SHOWN[command]]
     tyro.cli(_function(command, task, argv[0] if is_named else ""), prog=prog, args=argv)
 
 

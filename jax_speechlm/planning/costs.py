@@ -129,7 +129,7 @@ class _Counter:
         self._bytes += dearest._bytes
         self._loops += dearest._loops
         for collective in dearest._collectives.values():
-            self._add(collective, 1)
+            self._add(collective, 1.0)
         for target, often in dearest._calls.items():
             self._calls[target] += often
 

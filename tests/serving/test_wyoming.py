@@ -38,19 +38,21 @@ def server():
 def exchange(server: Server, *requests: Eventable, until: Callable[[str], bool] = Error.is_type) -> list[Event]:
     """Sends events, and returns those that come back, up to an error or the named one."""
 
-    async def talk() -> list[Event]:
+    events = []
+
+    async def talk() -> None:
         async with AsyncTcpClient("127.0.0.1", server.wyoming_port) as client:
             with contextlib.suppress(ConnectionError):  # an error ends the connection
                 for request in requests:
                     await client.write_event(request.event())
-            events = []
             while (event := await asyncio.wait_for(client.read_event(), 30)) is not None:
                 events.append(event)
                 if until(event.type) or Error.is_type(event.type):
                     break
-            return events
 
-    return asyncio.run(talk())
+    with contextlib.suppress(ConnectionError):  # what is left to send when the client closes
+        asyncio.run(talk())
+    return events
 
 
 def audio(samples: np.ndarray, size: int = 1024, **other) -> list[Eventable]:
