@@ -24,7 +24,7 @@ from jax_speechlm.core.config import Config
 from jax_speechlm.evaluation import base, resampling
 from jax_speechlm.evaluation.batches import speech_batches
 from jax_speechlm.evaluation.minimal_pairs import wilson_interval
-from jax_speechlm.evaluation.probing import Fold, check_folds
+from jax_speechlm.evaluation.probing import Fold, check_folds, majority_accuracy
 from jax_speechlm.frontend.utterance_vectors import VectorKind, utterance_vectors
 from jax_speechlm.inference.classical import SAMPLE_RATE, save
 from jax_speechlm.inference.embed import SpeechEncoder
@@ -155,7 +155,7 @@ def baseline(
         folds=f"train -> {test_split}" if leave_out is None else f"leave one {leave_out} out",
         classes=len(np.unique(labels)),
         utterances=len(tested),
-        majority=float(np.concatenate([labels[test] == _most_frequent(labels[train]) for train, test in folds]).mean()),
+        majority=majority_accuracy(labels, folds),
         baselines=tuple(rows),
     )
     return report.publish(out, f"classifiers in {out}")
@@ -220,8 +220,3 @@ def _row(
         interval=resampling.interval(sums[0] / sums[1]),
         by_group={str(name): float(x) for name, x in zip(names, right / count, strict=True)},
     )
-
-
-def _most_frequent(labels: Shaped[np.ndarray, " rows"]) -> str:
-    names, counts = np.unique(labels, return_counts=True)
-    return names[counts.argmax()]

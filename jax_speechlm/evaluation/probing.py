@@ -231,12 +231,11 @@ def _classes(
         for name, layers in features_of.items()
         for layer, correct in enumerate(fit_layers(layers, labels, folds))
     ]
-    majority = np.concatenate([labels[test] == _most_frequent(labels[train]) for train, test in folds]).mean()
     return ProbeReport(
         target=target,
         classes=len(np.unique(labels)),
         utterances=sum(len(test) for _, test in folds),
-        majority=float(majority),
+        majority=majority_accuracy(labels, folds),
         probes=tuple(probes),
     )
 
@@ -363,6 +362,10 @@ def statistics(
     return of_rows
 
 
-def _most_frequent(labels: np.ndarray) -> str:
-    names, counts = np.unique(labels, return_counts=True)
-    return names[counts.argmax()]
+def majority_accuracy(labels: np.ndarray, folds: Sequence[Fold]) -> float:
+    """Returns the accuracy of the most frequent class of each fold's training part, over all test utterances."""
+    correct = []
+    for train, test in folds:
+        names, counts = np.unique(labels[train], return_counts=True)
+        correct.append(labels[test] == names[counts.argmax()])
+    return float(np.concatenate(correct).mean())

@@ -200,7 +200,31 @@ def explain_files(
         np.savez_compressed(out / f"{number}.npz", features=each.features, **arrays)
         print(f"{each.name}: {each.text}")
     (out / "index.html").write_text(as_html(explanations, str(recognizer.checkpoint)), encoding="utf-8")
-    print(out / "index.html")
+    print(f"{_summary(explanations)}\n{out / 'index.html'}")
+
+
+def _summary(explanations: Sequence[Explanation]) -> str:
+    """Describes how near to their words the contributions are, and how complete."""
+    near, time, missing = [], [], []
+    for each in explanations:
+        seconds = len(each.features) * each.vector_seconds
+        for saliency in each.words:
+            word = saliency.word
+            near.append(saliency.near)
+            time.append(min(1.0, (word.end - word.start + 2 * NEAR_SECONDS) / seconds))
+            missing.append(_missing(saliency))
+    if not near:
+        return "no words"
+    return (
+        f"{len(near)} words: {np.mean(near):.0%} of the contributions are within {NEAR_SECONDS:g} s of the word, "
+        f"{np.mean(time):.0%} of the time; not accounted for: median {np.median(missing):.1%}, "
+        f"90th percentile {np.percentile(missing, 90):.1%}"
+    )
+
+
+def _missing(saliency: Saliency) -> float:
+    """Returns the share of a word's gain that its values do not account for."""
+    return abs(float(saliency.values.sum()) - saliency.gain) / max(abs(saliency.gain), 1e-9)
 
 
 def as_html(explanations: Sequence[Explanation], source: str) -> str:
@@ -218,11 +242,10 @@ def as_html(explanations: Sequence[Explanation], source: str) -> str:
         parts.append(f"<h2>{html.escape(each.name)}</h2><p>{html.escape(each.text)}</p>")
         parts.append(_figure(each.features, "features", None, each))
         for saliency in each.words:
-            missing = abs(float(saliency.values.sum()) - saliency.gain) / max(abs(saliency.gain), 1e-9)
             caption = (
                 f"<b>{html.escape(saliency.word.word)}</b>: {saliency.word.start:.2f} to {saliency.word.end:.2f} s, "
                 f"{saliency.near:.0%} within {NEAR_SECONDS:g} s of it; gain {saliency.gain:.1f} nats, "
-                f"{missing:.1%} not accounted for"
+                f"{_missing(saliency):.1%} not accounted for"
             )
             parts.append(_figure(np.abs(saliency.values), caption, saliency.word, each))
     return "".join(parts) + "</html>\n"

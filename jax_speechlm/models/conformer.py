@@ -350,7 +350,7 @@ class Encoder(nnx.Module):
     def targets(
         self, x_BxTxF: Float[Array, "batch vectors features"], lengths: Lengths
     ) -> Float[Array, "batch time dim"]:
-        """Returns what a contrastive task quantizes: what `embed_targets` makes the layers' input of."""
+        """Returns the vectors that a contrastive task quantizes; `embed_targets` maps them to the layers' input."""
         return self.embed(x_BxTxF, lengths)
 
     def embed_targets(self, x: Float[Array, "batch time target_dim"]) -> Float[Array, "batch time dim"]:

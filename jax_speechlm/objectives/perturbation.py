@@ -136,7 +136,8 @@ class _Space:
 
     def __init__(self, settings: Perturbation, params: Params, batch: Batch):
         """Raises ValueError if there is nothing to perturb."""
-        self._params, self._batch, self._is_audio = params, batch, settings.of == AUDIO
+        self._params, self._batch, self._of = params, batch, settings.of
+        self._is_audio = settings.of == AUDIO
         if self._is_audio:
             if AUDIO not in batch:
                 raise ValueError("perturbation.of is audio, and the batch has none: name parameters")
@@ -156,7 +157,7 @@ class _Space:
         """Returns parameters and batch with a perturbation added."""
         if self._is_audio:
             return self._params, {**self._batch, AUDIO: self._point[AUDIO] + delta[AUDIO]}
-        own = jax.tree.map(jnp.add, select_like(self._params, delta), delta)
+        own = jax.tree.map(jnp.add, select(self._params, (self._of,)), delta)
         return overlay(self._params, own), self._batch
 
     def scaled(self, delta: Point, share: float) -> Point:
@@ -201,10 +202,3 @@ class _Space:
         if self._is_audio:
             return {AUDIO: tree[AUDIO] * self._segments.spread(factor[AUDIO], tree[AUDIO].shape[1])}
         return jax.tree.map(jnp.multiply, tree, factor)
-
-
-def select_like(tree: Params, part: Params) -> Params:
-    """Returns the leaves of a tree at the paths of `part`."""
-    return {
-        name: select_like(tree[name], child) if isinstance(child, dict) else tree[name] for name, child in part.items()
-    }

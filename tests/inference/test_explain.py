@@ -53,7 +53,9 @@ def test_the_page_has_a_picture_of_each_word(tmp_path, capsys):
     soundfile.write(file, speak("ab cb", seed=1)[0], RATE)
     out = tmp_path / "out"
     assert cli.main(["explain", str(trained_run()), str(file), "--out", str(out), "--steps", "4"]) == 0
-    assert "ab cb" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "ab cb" in printed
+    assert "2 words: " in printed
     page = (out / "index.html").read_text()
     assert page.count("<img") == 3
     assert "said &lt;b&gt;" in page

@@ -58,7 +58,7 @@ def to_hugging_face(params: Params, config: TransformerConfig, *, bare: bool | N
     """Returns the float32 state dict of the class of Hugging Face's that has this form; a ValueError if none has.
 
     Args:
-      bare: whether its names are those of the bare model; None for what `config` says.
+      bare: whether its names are those of the bare model; None reads that from `config`.
     """
     family, bare = family_of(config), is_bare(config) if bare is None else bare
     rows, embedding, head = families.rows(config, family, bare)

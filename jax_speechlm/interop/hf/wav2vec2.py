@@ -207,7 +207,7 @@ def _family(config: Wav2Vec2EncoderConfig) -> str:
 
 
 def architecture(config: Wav2Vec2EncoderConfig, head: Head) -> str:
-    """Returns the class of a model with a head; an `ExportError` says that there is none."""
+    """Returns the class of a model with a head. Raises `ExportError` if transformers has none."""
     family = _family(config)
     if head not in _HEADS[family]:
         raise ExportError(f"transformers has no {FAMILIES[family]}{head}: of this family it has {_HEADS[family]}")
