@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 _EVENT_BYTES = 2**20  # of an event's JSON, and of its audio
 _IDLE_SECONDS = 60.0  # that a client may be silent, or not read a response
+_REFUSED_SECONDS = 5.0  # that a client may go on sending after an error
 _RATES, _WIDTHS, _CHANNELS = range(4_000, 192_001), (1, 2, 3, 4), range(1, 9)
 _AUTHOR = Attribution(name="jax_speechlm", url="")
 
@@ -85,16 +86,14 @@ class Wyoming:
             while (event := await connection.read()) is not None:
                 await connection.answer(event)
         except ApiError as error:
-            with contextlib.suppress(ConnectionError, TimeoutError):
-                await connection.write(Error(error.message, error.code))
+            await connection.refuse(error)
         except TimeoutError:  # `close` would wait for a client that reads nothing
             writer.transport.abort()
         except (ConnectionError, asyncio.IncompleteReadError):
             pass
         except Exception:
             log.exception("a connection failed")
-            with contextlib.suppress(ConnectionError, TimeoutError):
-                await connection.write(Error(internal_error().message, "internal_error"))
+            await connection.refuse(internal_error())
         finally:
             self._connections -= 1
             writer.close()
@@ -142,6 +141,18 @@ class _Connection:
         """Sends an event. Raises `TimeoutError` if the client does not read."""
         async with asyncio.timeout(_IDLE_SECONDS):
             await async_write_event(event.event(), self._writer)
+
+    async def refuse(self, error: ApiError) -> None:
+        """Sends an error, and drops what the client still sends: closing on unread bytes would reset the connection.
+
+        A reset may take the error with it before the client has read it.
+        """
+        with contextlib.suppress(ConnectionError, TimeoutError):
+            await self.write(Error(error.message, error.code))
+            self._writer.write_eof()
+            async with asyncio.timeout(_REFUSED_SECONDS):
+                while await self._reader.read(_EVENT_BYTES):
+                    pass
 
     async def answer(self, event: Event) -> None:
         """Answers an event; unknown ones are ignored, as the protocol has it. Raises `ApiError`."""
