@@ -22,7 +22,7 @@ class Convolution(Linear):
     Args:
       axes: logical names of the input's and the output's width.
       stride: frames from one output to the next; utterances start at multiples of it.
-      Others as of `Linear`.
+      bias, bias_scale, gain: as of `Linear`.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class StridedConvolution(Linear):
     It is one matrix product over views of blocks of `stride` inputs. `kernel` is [taps, in, out].
 
     Args:
-      As of `Linear`.
+      bias, gain: as of `Linear`.
     """
 
     def __init__(
