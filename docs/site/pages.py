@@ -140,7 +140,8 @@ def _of_settings() -> str:
         kind = part.model_fields.get("kind")
         named = f" (`{kind.default}`)" if kind is not None and isinstance(kind.default, str) else ""
         summary = docstring.short_description or ""
-        text += f"\n## {part.__name__}{named} {{ #{part.__name__.lower()} }}\n\n{summary}\n\n| setting | default | |\n|---|---|---|\n{rows}"
+        text += f"\n## {part.__name__}{named} {{ #{part.__name__.lower()} }}\n\n{summary}\n\n"
+        text += f"| setting | default | |\n|---|---|---|\n{rows}"
     return text
 
 
