@@ -9,7 +9,7 @@ from jax_speechlm.core.config import Config
 from jax_speechlm.core.segments import Lengths, Segments
 from jax_speechlm.models import whisper
 from jax_speechlm.models.attention_decoder import AttentionDecoder, AttentionDecoderConfig, Source
-from jax_speechlm.models.conformer import frames_of
+from jax_speechlm.models.encoder_base import frames_of
 from jax_speechlm.models.encoders import AnyEncoder, make_encoder
 from jax_speechlm.models.whisper import WhisperEncoderConfig
 from jax_speechlm.nn.attention.relative import Chunk

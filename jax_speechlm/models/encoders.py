@@ -1,8 +1,9 @@
 """Common interface of the speech encoders, for objectives that can train any of them.
 
 An encoder is called as `encoder(features, length, keys=, chunk=, taps=) -> (hidden states, hidden states by tap)`.
-`config.num_frames` is the number of its frames: one for each feature vector (conformer) or for several (FastConformer,
-Whisper, wav2vec 2.0). Code that depends on one of them, such as masks over a conformer's frames, names its class.
+`config.num_frames` is the number of its frames: one for each feature vector (conformer, CNN, RNN) or for several
+(FastConformer, Whisper, wav2vec 2.0). Code that depends on one of them, such as masks over a conformer's frames, names
+its class.
 """
 
 from typing import Annotated
@@ -12,15 +13,20 @@ from flax import nnx
 from jaxtyping import PRNGKeyArray
 
 from jax_speechlm.core.config import Config
-from jax_speechlm.models import conformer, fast_conformer, wav2vec2, whisper
-from jax_speechlm.models.conformer import Conformer, ConformerConfig, Encoder
+from jax_speechlm.models import cnn, conformer, fast_conformer, rnn, wav2vec2, whisper
+from jax_speechlm.models.cnn import CNN, CNNConfig
+from jax_speechlm.models.conformer import Conformer, ConformerConfig
+from jax_speechlm.models.encoder_base import Encoder
 from jax_speechlm.models.fast_conformer import FastConformer, FastConformerConfig
+from jax_speechlm.models.rnn import RNN, RNNConfig
 from jax_speechlm.models.wav2vec2 import Wav2Vec2Encoder, Wav2Vec2EncoderConfig
 from jax_speechlm.models.whisper import WhisperEncoder, WhisperEncoderConfig
 from jax_speechlm.nn.attention.relative import Chunk
 from jax_speechlm.parallel import sequence
 
-EncoderConfig = ConformerConfig | FastConformerConfig | WhisperEncoderConfig | Wav2Vec2EncoderConfig
+EncoderConfig = (
+    ConformerConfig | FastConformerConfig | WhisperEncoderConfig | Wav2Vec2EncoderConfig | CNNConfig | RNNConfig
+)
 AnyEncoder = Annotated[EncoderConfig, pydantic.Field(discriminator="kind")]
 """`EncoderConfig` as the field of a config."""
 
@@ -30,6 +36,8 @@ _ENCODERS = {
     FastConformerConfig: (FastConformer, fast_conformer.forward_flops),
     WhisperEncoderConfig: (WhisperEncoder, whisper.forward_flops),
     Wav2Vec2EncoderConfig: (Wav2Vec2Encoder, wav2vec2.forward_flops),
+    CNNConfig: (CNN, cnn.forward_flops),
+    RNNConfig: (RNN, rnn.forward_flops),
 }
 
 

@@ -31,14 +31,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.segments import Lengths, Segments
-from jax_speechlm.models.conformer import (
-    CausalConvolution,
-    Encoder,
-    EncoderState,
-    MacaronLayer,
-    check_left_context,
-    convolve,
-)
+from jax_speechlm.models.conformer import CausalConvolution, MacaronLayer, check_left_context, convolve
+from jax_speechlm.models.encoder_base import Encoder, EncoderState
 from jax_speechlm.nn.attention.relative import (
     Chunk,
     PositionalAttention,

@@ -20,7 +20,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.segments import Lengths, Segments, move
 from jax_speechlm.models.adapter import AdapterConfig, Stacking
-from jax_speechlm.models.conformer import ConformerConfig, frames_of
+from jax_speechlm.models.conformer import ConformerConfig
+from jax_speechlm.models.encoder_base import frames_of
 from jax_speechlm.models.encoders import AnyEncoder, make_encoder
 from jax_speechlm.models.transformer import Transformer
 from jax_speechlm.models.transformer_config import TransformerConfig

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jax_speechlm.models.conformer import ConformerConfig, EncoderState
+from jax_speechlm.models.conformer import ConformerConfig
+from jax_speechlm.models.encoder_base import EncoderState
 from jax_speechlm.models.encoders import EncoderConfig, make_encoder
 from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.nn import functional
@@ -26,7 +27,7 @@ def check_streams(config: EncoderConfig) -> None:
     """Raises ValueError if the encoder was not trained to stream; the message names the setting and what to train."""
     if not isinstance(config, ConformerConfig | FastConformerConfig):
         raise ValueError(
-            f"model.kind is {config.kind}, which attends to whole utterances: train a conformer with "
+            f"model.kind is {config.kind}, which encodes whole utterances: train a conformer with "
             "--model.chunk-lengths 8 16 --model.left-context 64"
         )
     if isinstance(config, FastConformerConfig) and not config.causal:
@@ -95,7 +96,7 @@ class StreamingEncoder:
         x_BxVxF: Float[Array, "batch vectors features"],
         num_vectors_B: Int[Array, " batch"],
     ) -> tuple[EncoderState, Float[Array, "batch chunk dim"], Int[Array, " batch"]]:
-        """Encodes the next chunk (`models.conformer.Encoder.step`); pure.
+        """Encodes the next chunk (`models.encoder_base.Encoder.step`); pure.
 
         A stream's first chunk begins with `config.lead_vectors` that are no part of the recording, and not read.
         """

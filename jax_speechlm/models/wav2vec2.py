@@ -27,7 +27,7 @@ from jaxtyping import Array, Float, Key
 
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.segments import Lengths, Segments, at_rate
-from jax_speechlm.models.conformer import Encoder
+from jax_speechlm.models.encoder_base import Encoder
 from jax_speechlm.models.whisper import FeedForward
 from jax_speechlm.nn.attention.dot import Kernel, attend
 from jax_speechlm.nn.attention.gated import GatedAttention, bias_by_distance

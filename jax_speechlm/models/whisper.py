@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, Key
 
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.segments import Lengths, Segments
-from jax_speechlm.models.conformer import Encoder, frames_of
+from jax_speechlm.models.encoder_base import Encoder, frames_of
 from jax_speechlm.nn.attention.dot import Kernel, attend
 from jax_speechlm.nn.attention.multi_head import MultiHeadMaps
 from jax_speechlm.nn.attention.relative import Chunk

@@ -11,7 +11,7 @@ from jax_speechlm.core.batch import Batch, by_utterance, example_keys
 from jax_speechlm.core.segments import Segments
 from jax_speechlm.frontend.augment import Augment, in_spans
 from jax_speechlm.frontend.frontend import FrontEnd, features
-from jax_speechlm.models.conformer import Encoder, frames_of
+from jax_speechlm.models.encoder_base import Encoder, frames_of
 from jax_speechlm.models.encoders import EncoderConfig, draw_chunk, row_frames
 from jax_speechlm.nn.attention.relative import Chunk
 from jax_speechlm.objectives.base import ObjectiveConfig, check_keeps_time

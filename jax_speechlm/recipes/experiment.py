@@ -10,16 +10,13 @@ from jax_speechlm.core.batch import Seed
 from jax_speechlm.core.config import Config
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models.codec.wav_tokenizer import WavTokenizerConfig
-from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.encoder_decoder import EncoderDecoderConfig
-from jax_speechlm.models.fast_conformer import FastConformerConfig
+from jax_speechlm.models.encoders import EncoderConfig
 from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.models.tts.fastspeech2 import FastSpeech2Config
 from jax_speechlm.models.tts.tacotron import TacotronConfig
 from jax_speechlm.models.vocoders.vocoders import VocoderModel
-from jax_speechlm.models.wav2vec2 import Wav2Vec2EncoderConfig
-from jax_speechlm.models.whisper import WhisperEncoderConfig
 from jax_speechlm.objectives.base import Objective as BuiltObjective
 from jax_speechlm.objectives.base import label_grid
 from jax_speechlm.objectives.perturbation import Perturbation, perturbed
@@ -31,10 +28,7 @@ Objective = Annotated[Union[tuple(task.objective for task in TASKS.values())], p
 """The objective of any task."""
 
 Model = Annotated[
-    ConformerConfig
-    | FastConformerConfig
-    | WhisperEncoderConfig
-    | Wav2Vec2EncoderConfig
+    EncoderConfig
     | TransformerConfig
     | SpeechLMConfig
     | EncoderDecoderConfig

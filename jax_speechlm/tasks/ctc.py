@@ -1,7 +1,9 @@
 """Speech recognition by CTC."""
 
+from jax_speechlm.models.cnn import CNNConfig
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.fast_conformer import FastConformerConfig
+from jax_speechlm.models.rnn import RNNConfig
 from jax_speechlm.models.wav2vec2 import Wav2Vec2EncoderConfig
 from jax_speechlm.models.whisper import WhisperEncoderConfig
 from jax_speechlm.objectives.asr.ctc import CTC
@@ -11,7 +13,7 @@ from jax_speechlm.tasks.inputs import AUDIO, TRANSCRIPT
 TASK = Task(
     name="ctc",
     objective=CTC,
-    models=(ConformerConfig, FastConformerConfig, WhisperEncoderConfig, Wav2Vec2EncoderConfig),
+    models=(ConformerConfig, FastConformerConfig, WhisperEncoderConfig, Wav2Vec2EncoderConfig, CNNConfig, RNNConfig),
     inputs={"speech": (AUDIO, TRANSCRIPT)},
     predictor="jax_speechlm.inference.asr.ctc:Recognizer",
     abilities=("transcribe", "embed", "stream"),

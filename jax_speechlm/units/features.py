@@ -20,7 +20,8 @@ from jax_speechlm.frontend.frontend import AnyMel, features
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.frontend.mfcc import mfcc
 from jax_speechlm.models.codec.wav_tokenizer import WavTokenizer
-from jax_speechlm.models.conformer import ConformerConfig, frames_of
+from jax_speechlm.models.conformer import ConformerConfig
+from jax_speechlm.models.encoder_base import frames_of
 from jax_speechlm.models.encoders import make_encoder
 from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.models.wav2vec2 import Wav2Vec2EncoderConfig

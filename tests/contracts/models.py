@@ -16,7 +16,7 @@ from jax_speechlm.models.codec.codebook import Codebook, straight_through
 from jax_speechlm.models.codec.decoder import Decoder as CodecDecoder
 from jax_speechlm.models.codec.encoder import Encoder as SeanetEncoder
 from jax_speechlm.models.codec.wav_tokenizer import WavTokenizer, WavTokenizerConfig
-from jax_speechlm.models.conformer import frames_of
+from jax_speechlm.models.encoder_base import frames_of
 from jax_speechlm.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from jax_speechlm.models.encoders import EncoderConfig, make_encoder
 from jax_speechlm.models.speech_lm import SpeechLMConfig, SpeechTransformer
@@ -394,7 +394,7 @@ def _wavenet(config: WaveNetConfig) -> Toy:
     return Toy(make, call, lambda frames: frames * config.hop, config.input_dim, unreached=unreached)
 
 
-CONFORMER, FAST_CONFORMER, WHISPER, WAV2VEC2, *_ = objectives.MODELS.values()
+CONFORMER, FAST_CONFORMER, WHISPER, WAV2VEC2, CNN, RNN, *_ = objectives.MODELS.values()
 SAMPLES = WAV2VEC2.replace(kernels=(10, 3), strides=(5, 2), dropout=0.2)
 TOYS = CODECS | {
     "conformer": _encoder(CONFORMER.replace(left_max=6, right_max=3, dropout=0.2), 24),
@@ -404,6 +404,9 @@ TOYS = CODECS | {
     "wav2vec2": _encoder(SAMPLES.replace(relative=None), 200),
     "wavlm": _encoder(SAMPLES.replace(convolution_norm="layer", convolution_bias=True, pre_norm=True), 200),
     "data2vec": _encoder(SAMPLES.replace(convolution_norm="layer", position_layers=2, relative=None), 200),
+    "cnn": _encoder(CNN.replace(dropout=0.2), 24),
+    "rnn, lstm": _encoder(RNN.replace(cell="lstm", dropout=0.2), 24),
+    "rnn, gru in one direction": _encoder(RNN.replace(bidirectional=False, dropout=0.2), 24),
     "encoder_decoder": _encoder_decoder(objectives.AED_MODEL.replace(lora=LoRA())),
     "transformer, causal": _transformer(objectives.CAUSAL),
     "transformer, both ways": _transformer(objectives.BOTH_WAYS),

@@ -16,9 +16,11 @@ from jax_speechlm.core.config import Config
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.waveform import Waveform
 from jax_speechlm.models.codec.wav_tokenizer import WavTokenizerConfig
+from jax_speechlm.models.cnn import CNNConfig
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.encoder_decoder import EncoderDecoderConfig
 from jax_speechlm.models.fast_conformer import FastConformerConfig
+from jax_speechlm.models.rnn import RNNConfig
 from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.models.transducer import StatelessPredictorConfig, TransducerConfig
 from jax_speechlm.models.transformer_config import FORMS, LearnedPositions, TransformerConfig
@@ -83,6 +85,8 @@ MODELS = {
     FastConformerConfig: tiny.FAST.replace(attention_dropout=0.1),
     WhisperEncoderConfig: tiny.WHISPER,
     Wav2Vec2EncoderConfig: tiny.WAV2VEC2,
+    CNNConfig: CNNConfig(input_dim=tiny.MODEL.input_dim, dim=16, num_layers=2, kernel_size=3),
+    RNNConfig: RNNConfig(input_dim=tiny.MODEL.input_dim, cell="gru", dim=16),
     EncoderDecoderConfig: AED_MODEL,
     TransformerConfig: CAUSAL,
     SpeechLMConfig: SPEECH_LM,
@@ -349,6 +353,7 @@ TOYS = dict(toys())
 UNTOUCHED = {
     "aed encoder_decoder": ("encoder/position",),
     "ctc whisper_encoder": ("encoder/position",),
+    "classification whisper_encoder": ("encoder/position",),
     "classification transformer": ("transformer/prediction/bias",),
     "joint speech": ("text", "head"),
     "joint text": ("codes", "head", "encoder/input", "encoder/input_norm"),

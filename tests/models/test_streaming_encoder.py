@@ -111,9 +111,9 @@ def test_streams_of_a_batch_join_and_leave_without_changing_each_other():
         (CONFORMER.replace(chunk_lengths=(1, 2)), r"not trained on chunks of 4 frames: model.chunk_lengths has 1, 2"),
         (
             WhisperEncoderConfig(),
-            r"model.kind is whisper_encoder, which attends to whole.*train a conformer",
+            r"model.kind is whisper_encoder, which encodes whole.*train a conformer",
         ),
-        (Wav2Vec2EncoderConfig(), r"model.kind is wav2vec2_encoder, which attends to whole"),
+        (Wav2Vec2EncoderConfig(), r"model.kind is wav2vec2_encoder, which encodes whole"),
         (FastConformerConfig(), r"model.causal is False.*look ahead: train with --model.causal true"),
     ],
 )

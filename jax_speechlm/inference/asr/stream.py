@@ -26,7 +26,7 @@ from jax_speechlm.decoding.stream import Emissions, StreamSearch
 from jax_speechlm.frontend.streaming import LogMelState, SampleChunk, SampleChunks, StreamingLogMel
 from jax_speechlm.inference.asr.hypothesis import Endpointing, Hypothesis, Partial
 from jax_speechlm.inference.transcript import Segment, Transcript
-from jax_speechlm.models.conformer import EncoderState
+from jax_speechlm.models.encoder_base import EncoderState
 from jax_speechlm.models.streaming import StreamingEncoder, check_streams
 from jax_speechlm.nn.functional import Params
 from jax_speechlm.nn.streaming import select_streams

@@ -20,7 +20,8 @@ from jaxtyping import Array, Float, Int, Key
 
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.segments import Segments
-from jax_speechlm.models.conformer import Encoder, MacaronLayer
+from jax_speechlm.models.conformer import MacaronLayer
+from jax_speechlm.models.encoder_base import Encoder
 from jax_speechlm.models.fast_conformer import Convolution as ConvolutionModule
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.models.tts.text import speaker_table, spread_speakers

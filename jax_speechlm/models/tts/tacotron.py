@@ -24,7 +24,7 @@ from jax_speechlm.models.tts.text import speaker_table, spread_speakers
 from jax_speechlm.nn.convolution import Convolution
 from jax_speechlm.nn.functional import parameter
 from jax_speechlm.nn.layers import FrameKeys, LayerNorm, Linear, drop, dropout, split_keys
-from jax_speechlm.nn.recurrence import LSTM, LSTMState, restarted
+from jax_speechlm.nn.recurrence import LSTM, LSTMState, both_directions, restarted
 from jax_speechlm.parallel.mesh import shard_batch_dim
 
 
@@ -173,10 +173,9 @@ class Tacotron(nnx.Module):
         for number, layer_keys in enumerate(split_keys(frame_keys, self.config.num_layers)):
             x = jax.nn.relu(self.norms[str(number)](self.convolutions[str(number)](x, segments)))
             x = dropout(x, self.config.dropout, layer_keys)
-        position, segment = segments.position(num_tokens), segments.segment(num_tokens)
-        is_last = position == segments.spread(segments.length, num_tokens) - 1
-        hidden = [self.forward(x, position == 0), self.backward(x, is_last, reverse=True)]
-        hidden = jnp.concatenate(hidden, axis=-1) + spread_speakers(self.speakers, speaker_BxN, segments, num_tokens)
+        segment = segments.segment(num_tokens)
+        hidden = both_directions(self.forward, self.backward, x, segments)
+        hidden = hidden + spread_speakers(self.speakers, speaker_BxN, segments, num_tokens)
         hidden = jnp.where((segment > 0)[..., None], hidden, 0)
         return Memory(hidden, self.attention.key(hidden), segment)
 

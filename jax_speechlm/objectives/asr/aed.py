@@ -17,7 +17,7 @@ from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.frontend.frontend import FrontEnd, features
 from jax_speechlm.models import attention_decoder, encoders
 from jax_speechlm.models.attention_decoder import AttentionDecoder
-from jax_speechlm.models.conformer import frames_of
+from jax_speechlm.models.encoder_base import frames_of
 from jax_speechlm.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from jax_speechlm.nn.layers import FrameKeys
 from jax_speechlm.objectives.asr.whisper_tokens import WhisperTokens

@@ -14,7 +14,7 @@ from jax_speechlm.core.batch import Batch, by_utterance, example_keys
 from jax_speechlm.core.segments import Lengths, Segments
 from jax_speechlm.frontend.augment import spec_augment
 from jax_speechlm.frontend.frontend import FrontEnd, features
-from jax_speechlm.models.conformer import frames_of
+from jax_speechlm.models.encoder_base import frames_of
 from jax_speechlm.models.encoders import EncoderConfig, draw_chunk, forward_flops, make_encoder
 from jax_speechlm.nn.attention.relative import Chunk
 from jax_speechlm.nn.layers import Linear, split_keys

@@ -12,7 +12,7 @@ from jax_speechlm.core.batch import Batch
 from jax_speechlm.core.segments import Lengths
 from jax_speechlm.frontend.frontend import FrontEnd, features
 from jax_speechlm.models import encoders
-from jax_speechlm.models.conformer import Encoder, frames_of
+from jax_speechlm.models.encoder_base import Encoder, frames_of
 from jax_speechlm.models.encoders import EncoderConfig
 from jax_speechlm.nn.functional import parameter
 from jax_speechlm.nn.layers import Linear
