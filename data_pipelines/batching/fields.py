@@ -54,6 +54,7 @@ the plan allows for. The size is a bound for all rows."""
 
 NOISE = Field("noise", np.int16, ("rows", "samples"), "PCM sample of a noise set, which augmentation may add")
 ROW_LABEL = Field("label", np.int32, ("rows",), "class of the row; -1 of an unknown class")
+DOMAIN = Field("domain", np.int32, ("rows",), "domain of the row, such as its speaker; -1 of an unknown one")
 FRAME_LABELS = Field("frame_labels", np.int32, ("rows", "frames"), "speech unit, or class, of the frame", -1)
 PITCH = Field("pitch", np.float32, ("rows", "frames"), "fundamental frequency of the frame in Hz; 0 unvoiced")
 
@@ -82,13 +83,15 @@ class BatchSpec:
         packed: bool = False,
         noise: bool = False,
         row_label: bool = False,
+        domain: bool = False,
         frame_labels: bool = False,
         pitch: bool = False,
         text: bool = False,
     ) -> "BatchSpec":
         """Returns the schema of batches of utterances: of one a row, or of several in packed rows, which may be rows of
         `text` too."""
-        optional = {NOISE: noise, ROW_LABEL: row_label, FRAME_LABELS: frame_labels, PITCH: pitch, TEXT_SEGMENT: text}
+        optional = {NOISE: noise, ROW_LABEL: row_label, DOMAIN: domain}
+        optional |= {FRAME_LABELS: frame_labels, PITCH: pitch, TEXT_SEGMENT: text}
         fields = (*AUDIO, *TRANSCRIPT, *ROW, *(field for field, wanted in optional.items() if wanted))
         if packed:
             fields = tuple(field.packed() for field in (SAMPLES, START, *fields[1:]))
@@ -160,13 +163,14 @@ def table(fields: Iterable[Field]) -> str:
 
 def every_field() -> tuple[Field, ...]:
     """Returns all fields that a batch of other than packed utterances may hold."""
-    every = BatchSpec.speech(noise=True, row_label=True, frame_labels=True, pitch=True).fields
+    every = BatchSpec.speech(noise=True, row_label=True, domain=True, frame_labels=True, pitch=True).fields
     return tuple(dict.fromkeys((*every, *BatchSpec.text(duration=True).fields)))
 
 
 def every_packed_field() -> tuple[Field, ...]:
     """Returns all fields that a batch of packed utterances may hold."""
-    return BatchSpec.speech(packed=True, noise=True, row_label=True, frame_labels=True, pitch=True, text=True).fields
+    optional = dict.fromkeys(("noise", "row_label", "domain", "frame_labels", "pitch", "text"), True)
+    return BatchSpec.speech(packed=True, **optional).fields
 
 
 def text_segment(weight: np.ndarray, token_length: np.ndarray, added: int, num_text: int) -> np.ndarray:

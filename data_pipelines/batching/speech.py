@@ -46,6 +46,7 @@ def open_batches(
     joins: Joins | None = None,
     noise: NoiseReader | None = None,
     labels: Sequence[int] | np.ndarray | None = None,
+    domains: Sequence[int] | np.ndarray | None = None,
     column: str = "text",
     texts: Sequence[str] | None = None,
     frame_labels: UnitIdStore | FrameLabels | None = None,
@@ -62,7 +63,7 @@ def open_batches(
       host, num_hosts: number of this host, and of all; it reads a contiguous share of every batch's rows.
       speeds: speed factors that the plan was made with (`speed.with_speeds`).
       joins: pairs of rows that the plan was made with, after the rows at their speeds; an item has the id of its first.
-      labels: class of each row of the index.
+      labels, domains: class, and domain, of each row of the index.
       column: text column of the index to encode.
       texts: of each row of the index, to encode instead of a column.
       frame_labels: speech units or classes per frame for the rows of the index; crops then start at frame boundaries.
@@ -83,8 +84,10 @@ def open_batches(
             f"the plan has {plan.num_items} items, but {len(index)} rows at {len(speeds)} speeds{pairs} make "
             f"{len(index) * len(speeds) + len(joins.first)}; make it from with_speeds(index.num_samples, ..., speeds)"
         )
-    if len(joins.first) and (labels is not None or frame_labels is not None or pitch is not None):
-        raise ValueError("joined utterances have no class, units or pitch of their own: set data.joined to 0")
+    by_row = {"label": labels, "domain": domains}
+    by_row = {name: np.asarray(values) for name, values in by_row.items() if values is not None}
+    if len(joins.first) and (by_row or frame_labels is not None or pitch is not None):
+        raise ValueError("joined utterances have no class, domain, units or pitch of their own: set data.joined to 0")
     packed = isinstance(plan, RowPlan)
     by_frame = {"frame_labels": frame_labels, "pitch": pitch}
     by_frame = {name: values for name, values in by_frame.items() if values is not None}
@@ -105,13 +108,14 @@ def open_batches(
                 f"batches of {bucket.batch_size} rows do not divide among {num_hosts} hosts; "
                 "make the plan with batch_multiple a multiple of the number of hosts"
             )
-    optional = {"noise": noise is not None, "row_label": labels is not None} | dict.fromkeys(by_frame, True)
+    optional = {"noise": noise is not None, "row_label": "label" in by_row, "domain": "domain" in by_row}
+    optional |= dict.fromkeys(by_frame, True)
     optional["text"] = packed and plan.added_tokens is not None
     spec = BatchSpec.speech(packed=packed, **optional)
     if texts is None and tokenizer is not None and not index.is_in_records(column):
         texts = index.column(column)
     assembler = _Assembler(
-        index, plan, spec, host, num_hosts, tuple(speeds), joins, tokenizer, texts, noise, labels, by_frame, max_bad
+        index, plan, spec, host, num_hosts, tuple(speeds), joins, tokenizer, texts, noise, by_row, by_frame, max_bad
     )
     return Batches(assembler, start_step, num_steps, parallel or min(os.cpu_count() or 1, 8), num_reads, prefetch)
 
@@ -198,7 +202,7 @@ class _Assembler:
     tokenizer: Tokenizer | None
     texts: Sequence[str] | pa.ChunkedArray | None  # None for those in the records
     noise: NoiseReader | None
-    labels: Sequence[int] | np.ndarray | None
+    by_row: dict[str, np.ndarray]  # values of rows of the index, by field
     by_frame: dict[str, UnitIdStore | FrameLabels | FramePitch]  # values of frames, by field; all of one grid
     max_bad: int
     bad: dict[int, str] = dataclasses.field(default_factory=dict)
@@ -283,8 +287,8 @@ class _Assembler:
             batch["text_segment"] = fields.text_segment(*lengths, self.plan.added_tokens, bucket.num_text)
         if self.noise is not None:
             batch["noise"] = np.stack([read.result() for read in self._noise_reads.take(step)])
-        if self.labels is not None:
-            batch["label"] = np.where(items == FILLER, 0, np.asarray(self.labels)[batch["example_id"]]).astype(np.int32)
+        for name, values in self.by_row.items():
+            batch[name] = np.where(items == FILLER, 0, values[batch["example_id"]]).astype(np.int32)
         return batch
 
     def _fill(

@@ -90,6 +90,7 @@ class Workload:
                 packed=shape.utterances > 0,
                 noise=experiment.frontend.augment.noise_probability > 0,
                 row_label=fields.ROW_LABEL in wanted,
+                domain=fields.DOMAIN in wanted,
                 frame_labels=fields.FRAME_LABELS in wanted,
                 pitch=fields.PITCH in wanted,
                 text=shape.text > 0,

@@ -19,6 +19,7 @@ from jax_speechlm.models.tts.tacotron import TacotronConfig
 from jax_speechlm.models.vocoders.vocoders import VocoderModel
 from jax_speechlm.objectives.base import Objective as BuiltObjective
 from jax_speechlm.objectives.base import label_grid
+from jax_speechlm.objectives.domain import DomainAdversary, against_domains
 from jax_speechlm.objectives.perturbation import Perturbation, perturbed
 from jax_speechlm.optim.optimizers import Optimizer
 from jax_speechlm.parallel.mesh import MeshShape
@@ -318,6 +319,7 @@ class Experiment(Config):
       num_steps: optimizer steps.
       seed: of the batches, the augmentation and the initial parameters.
       init_from: other runs to load parameters from, in order; empty trains from scratch.
+      adversary: training against a head that tells domains apart, such as speakers; none by default.
       perturbation: adversarial training on perturbed inputs or embeddings; none by default.
       max_bad_steps: number of consecutive steps with a non-finite loss or gradient after which a run stops.
       topology: the hardware it was sized for, "v5e-16", "2xv5p-512" or "cpu-1", for `jax-speechlm plan`; or None.
@@ -333,6 +335,7 @@ class Experiment(Config):
     num_steps: pydantic.PositiveInt = 1000
     seed: Seed = 0
     init_from: tuple[InitFrom, ...] = ()
+    adversary: DomainAdversary = DomainAdversary()
     perturbation: Perturbation = Perturbation()
     max_bad_steps: pydantic.PositiveInt = 20
     mesh: MeshShape = MeshShape()
@@ -352,11 +355,18 @@ class Experiment(Config):
         self.objective.check_optimizer(self.optimizer)
         task.inputs_of(self.data)
         task.check_model(self.model)
+        if self.adversary.classes and not isinstance(self.data, Speech):
+            raise ValueError(f"adversary.classes are domains of speech, and data is {self.data.kind}: leave them empty")
         return self
 
     def build(self, tokenizer: Tokenizer | None) -> BuiltObjective:
-        """Builds the objective to train, with its perturbation; raises ValueError if its parts do not fit together."""
+        """Builds the objective to train, with its adversary and its perturbation.
+
+        Raises:
+          ValueError: the parts do not fit together.
+        """
         objective = self.objective.build(self.model, self.frontend, tokenizer)
+        objective = against_domains(objective, self.adversary, self.model, self.frontend)
         return perturbed(objective, self.perturbation)
 
     @property

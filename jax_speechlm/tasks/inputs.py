@@ -14,17 +14,21 @@ from data_pipelines.storage.units import UnitIdStore, open_unit_ids, read_units
 from jax_speechlm.core.config import Config
 from jax_speechlm.frontend.frontend import AnyMel
 from jax_speechlm.objectives.base import ObjectiveConfig
+from jax_speechlm.objectives.domain import DomainAdversary
 from jax_speechlm.objectives.heads.frame_classification import KNOWN
 from jax_speechlm.tasks.base import Input
 
 UNKNOWN = -1
 
 
-def class_ids(labels: Iterable[str], classes: Sequence[str], *, strict: bool = True) -> Int[np.ndarray, " rows"]:
+def class_ids(
+    labels: Iterable[str], classes: Sequence[str], *, strict: bool = True, setting: str = "objective.classes"
+) -> Int[np.ndarray, " rows"]:
     """Returns the index of each label in `classes`.
 
     Args:
       strict: whether an unknown label is an error; otherwise its id is UNKNOWN.
+      setting: dotted name of the setting that the classes are, for the error.
 
     Raises:
       DataError: a label is not among the classes.
@@ -34,7 +38,7 @@ def class_ids(labels: Iterable[str], classes: Sequence[str], *, strict: bool = T
     if strict and (unknown := next((label for label in labels if label not in known), None)) is not None:
         raise DataError(
             f"the label {unknown!r} is none of the classes {', '.join(map(repr, classes))}: add it to "
-            "objective.classes, or leave such rows out of the data set"
+            f"{setting}, or leave such rows out of the data set"
         )
     return np.array([known.get(label, UNKNOWN) for label in labels], np.int32)
 
@@ -57,6 +61,21 @@ def _row_speakers(
     if not objective.classes:
         return np.zeros(len(index), np.int32)
     return class_ids(index.column("speaker").to_pylist(), objective.classes, strict=training)
+
+
+def row_domains(adversary: DomainAdversary) -> Input:
+    """Returns the input with the domain of each row. Unknown domains are allowed in validation only."""
+
+    def read(
+        objective: ObjectiveConfig, data: Config, mel: AnyMel, grid: FrameGrid, index: Index, training: bool
+    ) -> Int[np.ndarray, " rows"]:
+        del objective, data, mel, grid
+        setting = "adversary.classes"
+        return class_ids(
+            index.column(adversary.column).to_pylist(), adversary.classes, strict=training, setting=setting
+        )
+
+    return Input((fields.DOMAIN,), read)
 
 
 def _frame_units(

@@ -33,7 +33,7 @@ from jax_speechlm.parallel.mesh import row_group
 from jax_speechlm.recipes.experiment import Experiment, Mixture, Speech, Text, UnitText
 from jax_speechlm.tasks import TASKS
 from jax_speechlm.tasks.base import Input
-from jax_speechlm.tasks.inputs import TRANSCRIPT
+from jax_speechlm.tasks.inputs import TRANSCRIPT, row_domains
 from jax_speechlm.training.runs import read_tokenizer
 
 log = logging.getLogger(__name__)
@@ -168,6 +168,7 @@ class SpeechSource(_PlannedSource):
       speeds, noise: of speed perturbation, and to mix in, in training.
       labels, frame_labels: classes of the rows, and units or classes of their frames, of `train` and of `dev`; None if
         the task does not use them.
+      domains: of the rows of `train` and of `dev`; None without an adversary.
       text_column: column of the indexes with the transcripts.
       pitch: of the frames of `train` and of `dev`; None if the task does not use it.
       unit_texts: units of the rows of `train` and of `dev` that are their texts; None if a column is.
@@ -187,6 +188,7 @@ class SpeechSource(_PlannedSource):
     pitch: tuple[FramePitch | None, FramePitch | None] = (None, None)
     unit_texts: tuple[UnitTexts | None, UnitTexts | None] = (None, None)
     joins: Joins | None = None
+    domains: tuple[RowLabels, RowLabels] = (None, None)
 
     def fingerprints(self) -> dict[str, str | None]:
         labels = self.frame_labels[0] if self.frame_labels[0] is not None else self.pitch[0]
@@ -227,7 +229,8 @@ class SpeechSource(_PlannedSource):
         frame_labels = _read(experiment, "frame_labels", train, dev)
         known = labels, frame_labels, column, _read(experiment, "pitch", train, dev), unit_texts
         joins = joins_of(experiment, *of_train)
-        return cls(train, dev, plan, dev_plan, tokenizer, data.speeds, _noise(experiment), *known, joins)
+        domains = _read(experiment, "domain", train, dev)
+        return cls(train, dev, plan, dev_plan, tokenizer, data.speeds, _noise(experiment), *known, joins, domains)
 
     def _open(self, split: int, index: indexes.Index, plan: plans.SpeechPlan, **options: int) -> Batches:
         augmentation = {"speeds": self.speeds, "joins": self.joins, "noise": self.noise} if split == 0 else {}
@@ -236,6 +239,7 @@ class SpeechSource(_PlannedSource):
             plan,
             self.tokenizer,
             labels=self.labels[split],
+            domains=self.domains[split],
             frame_labels=self.frame_labels[split],
             pitch=self.pitch[split],
             column=self.text_column,
@@ -438,7 +442,8 @@ def inputs_of(experiment: Experiment, stream: str = "") -> tuple[Input, ...]:
     """Returns the inputs that an experiment's task reads from its data, or from one stream of its mixture."""
     if stream:
         experiment = stream_experiments(experiment)[stream]
-    return TASKS[experiment.objective.kind].inputs_of(experiment.data)
+    inputs = TASKS[experiment.objective.kind].inputs_of(experiment.data)
+    return (*inputs, row_domains(experiment.adversary)) if experiment.adversary.classes else inputs
 
 
 def _read(experiment: Experiment, field: str, train: indexes.Index, dev: indexes.Index | None) -> tuple[Any, Any]:

@@ -15,8 +15,8 @@ from data_pipelines.storage.units import FrameGrid
 from jax_speechlm.core.config import Config
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.waveform import Waveform
-from jax_speechlm.models.codec.wav_tokenizer import WavTokenizerConfig
 from jax_speechlm.models.cnn import CNNConfig
+from jax_speechlm.models.codec.wav_tokenizer import WavTokenizerConfig
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.encoder_decoder import EncoderDecoderConfig
 from jax_speechlm.models.fast_conformer import FastConformerConfig
