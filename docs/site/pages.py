@@ -82,12 +82,12 @@ def _texts() -> dict[str, str]:
 
 
 def _modules() -> dict[str, list[str]]:
-    """Returns the modules of each folder of the packages, in order, without those that are private."""
+    """Returns the modules of each folder of the packages, in order, without those that are private or empty."""
     folders: dict[str, list[str]] = {}
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
             name = path.relative_to(ROOT)
-            if not any(part.startswith("_") and part != "__init__.py" for part in name.parts):
+            if path.read_text() and not any(part.startswith("_") and part != "__init__.py" for part in name.parts):
                 module = str(name.with_suffix("")).replace("/", ".").removesuffix(".__init__")
                 folders.setdefault(str(name.parent), []).append(module)
     return folders
@@ -134,7 +134,7 @@ def _of_settings() -> str:
         docstring = docstring_parser.parse(part.__doc__ or "")
         described = {name.strip(): each.description for each in docstring.params for name in each.arg_name.split(",")}
         rows = "".join(
-            f"| `{name}` | {_default(field)} | {_cell(described.get(name) or '')} |\n"
+            f"| `{name}` | {_default(field)} | {_cell(described.get(name) or _choices(field.annotation))} |\n"
             for name, field in part.model_fields.items()
         )
         kind = part.model_fields.get("kind")
@@ -162,8 +162,18 @@ def _configs(part: Any, seen: set[type] | None = None) -> Iterator[type[Config]]
 def _default(field: Any) -> str:
     if field.is_required():
         return "required"
-    value = field.default
-    return f"[{type(value).__name__}](#{type(value).__name__.lower()})" if isinstance(value, Config) else f"`{value!r}`"
+    return _linked(type(field.default)) if isinstance(field.default, Config) else f"`{field.default!r}`"
+
+
+def _choices(annotation: Any) -> str:
+    """Names the records that a setting may be."""
+    if isinstance(annotation, type):
+        return _linked(annotation) if issubclass(annotation, Config) else ""
+    return ", ".join(filter(None, map(_choices, get_args(annotation))))
+
+
+def _linked(part: type[Config]) -> str:
+    return f"[{part.__name__}](#{part.__name__.lower()})"
 
 
 def _cell(text: str) -> str:
