@@ -1,4 +1,5 @@
-"""Commands whose function depends on the task of a run: eval, align, embed, classify, answer, generate, score-pairs."""
+"""Commands whose function depends on the task of a run: eval, align, embed, classify, answer, generate, score-pairs and
+few-shot."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from jax_speechlm.training.runs import task_of_run
 
 _SHOWN = {
     **dict.fromkeys(("eval", "align", "embed"), "ctc"),
-    **dict.fromkeys(("generate", "score-pairs"), "causal_lm"),
+    **dict.fromkeys(("generate", "score-pairs", "few-shot"), "causal_lm"),
     "classify": "classification",
     "answer": "question_answering",
 }

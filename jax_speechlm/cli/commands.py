@@ -97,6 +97,12 @@ COMMANDS = {
         "jax-speechlm score-pairs runs/lm blimp/*.jsonl    |    jax-speechlm score-pairs runs/units lexical/dev",
         parses=True,
     ),
+    "few-shot": Command(
+        "jax_speechlm.cli.by_task:run",
+        "measure a language model by prompts with 0, 1, 2, 4 and 8 solved examples: accuracy of the best candidate",
+        "jax-speechlm few-shot runs/lm test.jsonl --train train.jsonl --shots 0 1 4    # question, answer, choices",
+        parses=True,
+    ),
     "generate": Command(
         "jax_speechlm.cli.by_task:run",
         "continue texts, or speech as units, with a language model; answer audio files with a speech-language model",

@@ -14,6 +14,7 @@ TASK = Task(
     abilities=("generate", "score"),
     evaluator="jax_speechlm.evaluation.language:evaluate_run",
     commands={
+        "few-shot": "jax_speechlm.evaluation.few_shot:few_shot",
         "generate": "jax_speechlm.inference.lm.causal:generate_texts",
         "score-pairs": "jax_speechlm.evaluation.minimal_pairs:score_pairs",
     },

@@ -14,6 +14,7 @@ TASK = Task(
     abilities=("generate", "score"),
     evaluator="jax_speechlm.evaluation.unit_language:evaluate_run",
     commands={
+        "few-shot": "jax_speechlm.evaluation.few_shot:few_shot",
         "generate": "jax_speechlm.inference.lm.units:generate_units",
         "score-pairs": "jax_speechlm.evaluation.spoken_pairs:score_spoken_pairs",
     },

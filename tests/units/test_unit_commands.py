@@ -43,6 +43,12 @@ def features(samples: np.ndarray) -> np.ndarray:
     return np.asarray(x[0, : int(length[0])], np.float64)
 
 
+def units_of(units: Units, samples: np.ndarray) -> np.ndarray:
+    """The nearest centroid of each frame."""
+    x = features(samples)
+    return ((x[:, None] - units.centroids[None]) ** 2).sum(-1).argmin(-1)
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A folder with units, a run, recordings and a labelled set."""
@@ -87,12 +93,28 @@ def test_pairs_of_recordings_are_scored_by_their_units(place, capsys):
     for story in range(3):
         score = {}
         for number in (2 * story, 2 * story + 1):
-            x = features(tones(number, 0.5 + 0.1 * number))
-            codes = ((x[:, None] - units.centroids[None]) ** 2).sum(-1).argmin(-1)
+            codes = units_of(units, tones(number, 0.5 + 0.1 * number))
             score[number % 2] = -model.unit_nats([deduplicate(codes)[0]])[0].sum()
         wins += score[1] > score[0]
     assert report["total"]["accuracy"] == pytest.approx(wins / 3)
     assert report["total"]["pairs"] == 3
+
+
+def test_questions_may_be_recordings_with_demonstrations_before_them(place, capsys):
+    root, units = place
+    (shown, asked), answers = (0, 1), ("a cab", "bad")
+    for name, number in (("train", shown), ("test", asked)):
+        audio = f"tSC/{number}_0_{'correct' if number else 'incorrect'}.wav"
+        line = {"audio": audio, "answer": answers[number], "choices": answers}
+        (root / f"{name}.jsonl").write_text(json.dumps(line))
+    files = str(root / "test.jsonl"), "--train", str(root / "train.jsonl")
+    assert cli.main(["few-shot", str(root / "run"), *files, "--shots", "1", "--separator", " "]) == 0
+    report = json.loads((root / "run" / "eval" / "few-shot" / "report.json").read_text())
+    model = UnitModel.load(root / "run")
+    codes = [deduplicate(units_of(units, tones(number, 0.5 + 0.1 * number)))[0] for number in (shown, asked)]
+    documents = [model.prompt([codes[0], " a cab ", codes[1], f" {answer} "]) for answer in answers]
+    scores = [-nats.sum() for nats in model.lm.token_nll(documents)]
+    assert report["results"][0]["accuracy"] == (scores[1] > scores[0])
 
 
 def test_generate_continues_audio_as_json(place, capsys):
