@@ -4,6 +4,9 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import Int16
+from pydantic import NonNegativeInt
 from tyro.conf import OmitArgPrefixes, Positional
 
 from data_pipelines.batching.speech import Batches
@@ -15,6 +18,7 @@ from jax_speechlm.evaluation import base, translation
 from jax_speechlm.evaluation import report as reports
 from jax_speechlm.evaluation.batches import speech_batches
 from jax_speechlm.evaluation.normalizers import NormalizerName
+from jax_speechlm.evaluation.recognition_page import as_html
 from jax_speechlm.evaluation.report import EvaluationReport, Utterance
 from jax_speechlm.evaluation.streaming import Streaming, StreamingReport, evaluate_streams, times_of_words
 from jax_speechlm.evaluation.translation import TranslationReport
@@ -23,6 +27,7 @@ from jax_speechlm.inference.asr.base import Transcriber
 from jax_speechlm.inference.asr.ctc import Recognizer
 from jax_speechlm.inference.asr.decoder import Decoding
 from jax_speechlm.inference.asr.transducer import TransducerRecognizer
+from jax_speechlm.inference.explain import MAX_SECONDS, Explainer, Explanation
 from jax_speechlm.inference.load import open_transcriber
 
 
@@ -39,6 +44,14 @@ class EvaluationSpeech:
     def batches(self) -> Batches:
         """Reads every utterance once, in batches of similar length."""
         return speech_batches(self.index, *self._batching, batch_multiple=8)
+
+    def recordings(self) -> dict[int, Int16[np.ndarray, " samples"]]:
+        """Returns the samples of every utterance by row, in the order of the rows."""
+        recordings = {}
+        for batch in self.batches():
+            rows = zip(batch["example_id"].tolist(), batch["audio"], batch["audio_length"].tolist(), strict=True)
+            recordings |= {row: samples[:length].copy() for row, samples, length in rows if row >= 0}
+        return dict(sorted(recordings.items()))
 
     def utterances(self, texts: Mapping[int, str]) -> list[Utterance]:
         """Returns every utterance with its reference and its hypothesis (`texts`, by row), in the order of the sets."""
@@ -68,6 +81,7 @@ def evaluate_run(
     tune: bool = False,
     streaming: OmitArgPrefixes[Streaming] = Streaming(),  # noqa: B008  frozen
     normalizer: NormalizerName = "basic",
+    explain: NonNegativeInt = 0,
     data_dir: base.DataDir = Path("data"),
     out: Path | None = None,
     seconds_per_batch: base.BatchSeconds = 120.0,
@@ -83,11 +97,15 @@ def evaluate_run(
       tune: first choose the weights of the language models on the sets' dev splits. Also done if a language model is
         given without weights.
       normalizer: applied to reference and hypothesis before they are compared.
+      explain: write `index.html` too, a page that shows of this number of utterances, those with the most errors, which
+        times and frequencies each word depends on (as `jax-speechlm explain`); for runs trained by ctc.
       out: folder of the report; by default <checkpoint>/eval/<sets>-<split>-<decoder, language models, ensemble>.
     """
     if tune and not (decoding.lm or decoding.rescore):
         raise DataError("--tune chooses the weights of language models: name one with --lm or --rescore")
     recognizer = open_transcriber(checkpoint, decoding, ensemble)
+    if explain and (not isinstance(recognizer, Recognizer) or streaming.stream):
+        raise DataError("--explain draws the words of CTC recognizers, without --stream: leave one of them out")
     tuned_on = ""
     decoder = recognizer.decoder if isinstance(recognizer, Recognizer | TransducerRecognizer) else None
     if decoder is not None and (tune or decoding.untuned):
@@ -107,7 +125,27 @@ def evaluate_run(
     report = measure(utterances, normalizer, decoder=recognizer.decoding_description + tuned_on)
     used = "+".join((decoding.name, *(f"with-{run.name}" for run in ensemble)))
     source = f"decoder: {report.decoder}\n{recognizer.checkpoint} on {', '.join(sets)} {split}"
-    return report.publish(out or base.report_folder(checkpoint, sets, split, used), source)
+    folder = as_path(out or base.report_folder(checkpoint, sets, split, used))
+    report = report.publish(folder, source)
+    if explain:
+        page = as_html(report, f"{', '.join(sets)} {split}", _explanations(recognizer, speech, report, explain))
+        (folder / "index.html").write_text(page, encoding="utf-8")
+        print(folder / "index.html")
+    return report
+
+
+def _explanations(
+    recognizer: Recognizer, speech: EvaluationSpeech, report: EvaluationReport, num: int
+) -> dict[int, Explanation]:
+    """Explains the utterances with the most errors, of those that are neither too long nor too short."""
+    longest = MAX_SECONDS * speech.index.sample_rate
+    fits = [
+        place
+        for place, _ in report.most_errors()
+        if speech.index.num_samples[place] <= longest and report.utterances[place].hypothesis
+    ]
+    recordings, explainer = speech.recordings(), Explainer(recognizer)
+    return {place: explainer.explain(recordings[place]) for place in fits[:num]}
 
 
 def _evaluate_streams(
@@ -119,13 +157,9 @@ def _evaluate_streams(
             "--stream measures recognizers that were trained to stream, by ctc or transducer (docs/guide.md)"
         )
     full_context = speech.utterances(recognizer.recognize(speech.batches()))
-    recordings = {}
-    for batch in speech.batches():
-        rows = zip(batch["example_id"].tolist(), batch["audio"], batch["audio_length"].tolist(), strict=True)
-        recordings |= {row: samples[:length].copy() for row, samples, length in rows if row >= 0}
     return evaluate_streams(
         recognizer,
-        dict(sorted(recordings.items())),
+        speech.recordings(),
         full_context,
         streaming,
         normalizer,

@@ -133,9 +133,12 @@ class EvaluationReport(base.Report):
 
     def alignments(self) -> str:
         """Returns the alignments of all utterances, most errors first, with the edits S, D and I marked below."""
+        return "\n".join(_render(self.utterances[place], alignment) for place, alignment in self.most_errors())
+
+    def most_errors(self) -> list[tuple[int, wer.Alignment]]:
+        """Returns the place of each utterance and its alignment, most errors first."""
         aligned = _align(self.utterances, self.normalizer, self.headline, self.headline)
-        pairs = sorted(zip(aligned, self.utterances, strict=True), key=lambda pair: -sum(pair[0].count()[:3]))
-        return "\n".join(_render(utterance, alignment) for alignment, utterance in pairs)
+        return sorted(enumerate(aligned), key=lambda pair: -sum(pair[1].count()[:3]))
 
 
 class Comparison(Config):

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import soundfile
 
-from jax_speechlm.evaluation import wer
 from jax_speechlm.evaluation.judges.catalogue import JudgeSettings
-from jax_speechlm.evaluation.normalizers import NormalizerName, normalizer
+from jax_speechlm.evaluation.normalizers import NormalizerName
+from jax_speechlm.evaluation.recognition_page import marked
 from jax_speechlm.evaluation.synthesis import SpeechRow, SpokenText, judge_speech
-from jax_speechlm.evaluation.synthesis_report import JudgedUtterance, SynthesisReport
+from jax_speechlm.evaluation.synthesis_report import SynthesisReport
 
 _STYLE = """body{font:15px system-ui,sans-serif;max-width:80rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;margin:1rem 0}td,th{padding:.25rem .6rem;border-bottom:1px solid #ddd;text-align:right}
@@ -95,28 +95,13 @@ def _utterance(report: SynthesisReport, number: int) -> str:
     utterance = report.utterances[number]
     lines = []
     for place, row in enumerate(report.rows):
-        said = "".join(
-            f"<td><small>{html.escape(judge)}</small> {_marked(utterance, text, report.normalizer)}</td>"
-            for judge, text in utterance.transcripts[row.name].items()
-        )
+        said = ""
+        for judge, text in utterance.transcripts[row.name].items():
+            differences = marked(utterance.reference, text, utterance.language, report.normalizer)
+            said += f"<td><small>{html.escape(judge)}</small> {differences}</td>"
         player = f'<audio controls preload="none" src="audio/{place}/{number}.flac"></audio>'
         lines.append(f"<tr><td>{html.escape(row.name)}</td><td>{player}</td>{said}</tr>")
     return (
         f"<h3>{html.escape(utterance.id)}</h3><div>{html.escape(utterance.reference)}</div>"
         f'<div class="table"><table class="said">{"".join(lines)}</table></div>\n'
     )
-
-
-def _marked(utterance: JudgedUtterance, transcript: str, normalizer_name: NormalizerName) -> str:
-    """Marks the differences of a normalised transcript from the normalised reference."""
-    clean = normalizer(normalizer_name)
-    texts = ([clean(text, utterance.language)] for text in (utterance.reference, transcript))
-    (alignment,) = wer.align(*texts, "word")
-    words = []
-    for operation, reference, hypothesis in alignment.edits:
-        if operation == "=":
-            words.append(html.escape(reference))
-        else:
-            words += [f"<del>{html.escape(reference)}</del>"] * bool(reference)
-            words += [f"<ins>{html.escape(hypothesis)}</ins>"] * bool(hypothesis)
-    return " ".join(words)

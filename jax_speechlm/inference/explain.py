@@ -39,7 +39,15 @@ NEAR_SECONDS = 0.2
 """Distance from a word up to which features count as near it."""
 
 _BACKGROUND = 5  # percentile
-_PICTURE_HEIGHT = 120  # CSS pixels
+STYLE = """body{font:15px system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem}figure{margin:1rem 0}
+.picture{position:relative}img{width:100%;height:120px}
+.mark{position:absolute;top:0;bottom:4px;border:2px solid #e66;border-width:0 2px}"""
+"""Of pages with `figures`."""
+
+LEGEND = (
+    "Integrated gradients of a word's log-probability with respect to the features, absolute values, low frequencies "
+    "at the bottom; the red lines are the word's beginning and end."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,24 +239,24 @@ def as_html(explanations: Sequence[Explanation], source: str) -> str:
     """Returns a self-contained page: features, and below them the saliency of each word with its time marked."""
     parts = [
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>Words and what they depend on</title>'
-        "<style>body{font:15px system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem}"
-        f"figure{{margin:1rem 0}}.picture{{position:relative}}img{{width:100%;height:{_PICTURE_HEIGHT}px}}"
-        ".mark{position:absolute;top:0;bottom:4px;border:2px solid #e66;border-width:0 2px}</style>"
-        f"<h1>Words and what they depend on</h1><p>{html.escape(source)}. Integrated gradients of a word's "
-        "log-probability with respect to the features, absolute values, low frequencies at the bottom; the red lines "
-        "are the word's beginning and end.</p>"
+        f"<style>{STYLE}</style><h1>Words and what they depend on</h1><p>{html.escape(source)}. {LEGEND}</p>"
     ]
     for each in explanations:
-        parts.append(f"<h2>{html.escape(each.name)}</h2><p>{html.escape(each.text)}</p>")
-        parts.append(_figure(each.features, "features", None, each))
-        for saliency in each.words:
-            caption = (
-                f"<b>{html.escape(saliency.word.word)}</b>: {saliency.word.start:.2f} to {saliency.word.end:.2f} s, "
-                f"{saliency.near:.0%} within {NEAR_SECONDS:g} s of it; gain {saliency.gain:.1f} nats, "
-                f"{_missing(saliency):.1%} not accounted for"
-            )
-            parts.append(_figure(np.abs(saliency.values), caption, saliency.word, each))
+        parts.append(f"<h2>{html.escape(each.name)}</h2><p>{html.escape(each.text)}</p>{figures(each)}")
     return "".join(parts) + "</html>\n"
+
+
+def figures(explanation: Explanation) -> str:
+    """Returns pictures of the features, and of the saliency of each word, as HTML for a page with `STYLE`."""
+    parts = [_figure(explanation.features, "features", None, explanation)]
+    for saliency in explanation.words:
+        caption = (
+            f"<b>{html.escape(saliency.word.word)}</b>: {saliency.word.start:.2f} to {saliency.word.end:.2f} s, "
+            f"{saliency.near:.0%} within {NEAR_SECONDS:g} s of it; gain {saliency.gain:.1f} nats, "
+            f"{_missing(saliency):.1%} not accounted for"
+        )
+        parts.append(_figure(np.abs(saliency.values), caption, saliency.word, explanation))
+    return "".join(parts)
 
 
 def _figure(values: Float[np.ndarray, "time bins"], caption: str, word: Word | None, whole: Explanation) -> str:

@@ -1,11 +1,14 @@
 """Saliency of words adds up to their gains, lies at their times and frequencies, and does not depend on padding."""
 
+import json
+
 import numpy as np
 import pytest
 import soundfile
 
 from data_pipelines.audio.decode import AudioError
 from jax_speechlm import cli
+from jax_speechlm.core.exit_status import USER_ERROR
 from jax_speechlm.inference.asr.ctc import Recognizer
 from jax_speechlm.inference.explain import MAX_SECONDS, Explainer, as_html
 from tests.trained_tones import RATE, speak, trained_run
@@ -74,3 +77,25 @@ def test_a_recording_without_words_has_features_alone(explainer, monkeypatch):
     explanation = explainer.explain(np.zeros(RATE, np.int16))
     assert explanation.words == ()
     assert as_html([explanation], "run").count("<img") == 1
+
+
+def test_eval_explains_the_utterances_with_the_most_errors(tmp_path, capsys):
+    texts = ["ab bc", "cb", "ba ca"]
+    recordings = [speak(text, seed=seed)[0] for seed, text in enumerate(texts)]
+    lines = []
+    for number, (text, samples) in enumerate(zip(texts, recordings, strict=True)):
+        soundfile.write(tmp_path / f"{number}.wav", samples, RATE)
+        reference = "bb bb bb" if number == 1 else text
+        lines.append(json.dumps({"audio": f"{number}.wav", "text": reference, "id": f"u{number}", "split": "test"}))
+    (tmp_path / "tones.jsonl").write_text("\n".join(lines))
+    data = ["--data-dir", str(tmp_path / "data")]
+    assert cli.main(["prepare", "tones", "--manifest", str(tmp_path / "tones.jsonl"), *data, "--max-bad", "1"]) == 0
+    run = ["eval", str(trained_run()), "--sets", "tones", *data, "--out", str(tmp_path / "out")]
+    assert cli.main([*run, "--explain", "1"]) == 0
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert page.count("<h2>") == 1
+    assert "u1</h2>" in page
+    assert "<del>bb</del>" in page
+    assert page.count("<img") == 2  # the features, and the word
+    assert str(tmp_path / "out" / "index.html") in capsys.readouterr().out
+    assert cli.main([*run, "--explain", "1", "--stream"]) == USER_ERROR
