@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 import tyro
 
-Target = Literal["hf", "stablehlo", "saved_model", "litert", "onnx"]
+Target = Literal["hf", "peft", "stablehlo", "saved_model", "litert", "onnx"]
 
 
 class ExportTarget(NamedTuple):
@@ -23,6 +23,9 @@ EXPORT_TARGETS: dict[Target, ExportTarget] = {
     "hf": ExportTarget(
         "jax_speechlm.interop.hf.export:export_run",
         "a folder that plain transformers opens: safetensors, config, tokenizer, front end, model card",
+    ),
+    "peft": ExportTarget(
+        "jax_speechlm.interop.hf.peft:export_adapter", "the LoRA of a run apart from its base, as peft saves adapters"
     ),
     "stablehlo": ExportTarget(
         "jax_speechlm.interop.runtimes.stablehlo:export_run",

@@ -73,6 +73,7 @@ def transcribe_files(
     ensemble: tuple[Path, ...] = (),
     output: OmitArgPrefixes[Output] = Output(),  # noqa: B008  frozen
     streaming: OmitArgPrefixes[Streaming] = Streaming(),  # noqa: B008  frozen
+    adapter: Path | None = None,
 ) -> None:
     """Transcribes audio files of any format, sample rate, length and number of channels.
 
@@ -81,17 +82,18 @@ def transcribe_files(
       files: the audio files.
       decoding: decoding settings; weights that `eval` tuned are in its report.
       ensemble: further runs with the same tokenizer and frame rate; the mean of their probabilities is decoded.
+      adapter: folder of LoRA in peft's format, trained on this run.
     """
     if bool(files) == streaming.microphone:
         raise ValueError("name audio files, or record with --microphone; one of the two")
     if not (streaming.stream or streaming.microphone):
-        _write(open_transcriber(checkpoint, decoding, ensemble), "transcribe", files, output)
+        _write(open_transcriber(checkpoint, decoding, ensemble, adapter), "transcribe", files, output)
         return
     if ensemble:
         raise ValueError("streams are decoded with one model: leave out --ensemble")
     if output not in (Output(), Output(format="json")):
         raise ValueError("a stream is printed as lines of JSON: leave out the settings of output")
-    _print_stream(load(checkpoint, decoding), files, streaming)
+    _print_stream(load(checkpoint, decoding, adapter), files, streaming)
 
 
 def _print_stream(model: TrainedModel, files: Sequence[Path], streaming: Streaming) -> None:

@@ -22,6 +22,7 @@ Split = Annotated[str, arg(help='"test", "dev" or "train".')]
 DataDir = Annotated[Path, arg(help="folder of the prepared data sets.")]
 Limit = Annotated[int | None, arg(help="judge only the first utterances, this many.")]
 Out = Annotated[Path | None, arg(help="folder of the report; by default <checkpoint>/eval/<sets>-<split>.")]
+Adapter = Annotated[Path | None, arg(help="folder of LoRA in peft's format, trained on this run.")]
 BatchSeconds = Annotated[float, arg(help="padded audio per batch, in seconds; affects memory and speed only.")]
 
 Self = TypeVar("Self", bound="Report")

@@ -10,6 +10,7 @@ import numpy as np
 from rich.table import Table
 from tyro.conf import arg
 
+from data_pipelines.core.errors import DataError
 from data_pipelines.storage import index as indexes
 from data_pipelines.tokenizers.base import find_unknown
 from jax_speechlm.core.config import Config
@@ -147,6 +148,7 @@ def evaluate_run(
     stride: Stride = None,
     data_dir: base.DataDir = Path("data"),
     out: Path | None = None,
+    adapter: base.Adapter = None,
 ) -> LanguageReport:
     """Measures bits per byte and perplexity of a language model on prepared sets of text, or on transcripts of speech.
 
@@ -157,7 +159,9 @@ def evaluate_run(
       ngram: n-gram models (`jax-speechlm train-ngram`) to measure on the same bytes.
       out: folder of the report; by default <checkpoint>/eval/<sets>-<split>, plus the names of the ensemble.
     """
-    lm = LanguageEnsemble.load((checkpoint, *ensemble)) if ensemble else LanguageModel.load(checkpoint)
+    if ensemble and adapter:
+        raise DataError("an ensemble takes no adapter: leave out --ensemble or --adapter")
+    lm = LanguageEnsemble.load((checkpoint, *ensemble)) if ensemble else LanguageModel.load(checkpoint, adapter)
     index = indexes.read_sets(data_dir, sets, split)
     texts = index.column("text").to_pylist()
     predictions = predict(lm, texts, stride)
@@ -172,8 +176,11 @@ def evaluate_run(
         ngrams={str(path): Prediction.total(predict_by_ngram(NGram(path), texts)) for path in ngram},
     )
     warning = str(find_unknown(lm.tokenizer, texts)) if report.total.unknown else ""
-    folder = base.report_folder(checkpoint, sets, "+with-".join((split, *(run.name for run in ensemble))))
-    source = f"{lm.checkpoint}: windows of {lm.context} tokens, {report.stride} apart"
+    others = (*ensemble, *([adapter] if adapter else ()))
+    folder = base.report_folder(checkpoint, sets, "+with-".join((split, *(other.name for other in others))))
+    source = (
+        f"{lm.checkpoint}{f' with {adapter}' * bool(adapter)}: windows of {lm.context} tokens, {report.stride} apart"
+    )
     return report.publish(out or folder, source, warning=warning)
 
 

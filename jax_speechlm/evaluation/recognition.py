@@ -85,6 +85,7 @@ def evaluate_run(
     data_dir: base.DataDir = Path("data"),
     out: Path | None = None,
     seconds_per_batch: base.BatchSeconds = 120.0,
+    adapter: base.Adapter = None,
 ) -> EvaluationReport | TranslationReport | StreamingReport:
     """Measures WER and CER of a checkpoint on prepared data sets, with 95 % bootstrap intervals.
 
@@ -103,7 +104,7 @@ def evaluate_run(
     """
     if tune and not (decoding.lm or decoding.rescore):
         raise DataError("--tune chooses the weights of language models: name one with --lm or --rescore")
-    recognizer = open_transcriber(checkpoint, decoding, ensemble)
+    recognizer = open_transcriber(checkpoint, decoding, ensemble, adapter)
     if explain and (not isinstance(recognizer, Recognizer) or streaming.stream):
         raise DataError("--explain draws the words of CTC recognizers, without --stream: leave one of them out")
     tuned_on = ""
@@ -116,14 +117,16 @@ def evaluate_run(
         recognizer = dataclasses.replace(recognizer, decoder=decoder)
         tuned_on = f", weights tuned on dev of {', '.join(names)}"
     speech = EvaluationSpeech(recognizer, sets, split, data_dir, seconds_per_batch)
+    others = [folder.name for folder in (*ensemble, *([adapter] if adapter else ()))]
     if streaming.stream:
         report = _evaluate_streams(recognizer, speech, streaming, normalizer)
         report = report.replace(checkpoint=str(recognizer.checkpoint), sets=sets, split=split)
-        return report.publish(out or base.report_folder(checkpoint, sets, split, "streams"), str(recognizer.checkpoint))
+        used = "+with-".join(("streams", *others))
+        return report.publish(out or base.report_folder(checkpoint, sets, split, used), str(recognizer.checkpoint))
     measure = translation.evaluate if recognizer.task == "translate" else reports.evaluate
     utterances = speech.utterances(recognizer.recognize(speech.batches()))
     report = measure(utterances, normalizer, decoder=recognizer.decoding_description + tuned_on)
-    used = "+".join((decoding.name, *(f"with-{run.name}" for run in ensemble)))
+    used = "+with-".join((decoding.name, *others))
     source = f"decoder: {report.decoder}\n{recognizer.checkpoint} on {', '.join(sets)} {split}"
     folder = as_path(out or base.report_folder(checkpoint, sets, split, used))
     report = report.publish(folder, source)

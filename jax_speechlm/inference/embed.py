@@ -17,6 +17,7 @@ from data_pipelines.audio.decode import AudioError
 from jax_speechlm.core.batch import Batch, frame_mask, seed_key
 from jax_speechlm.core.errors import CheckpointError
 from jax_speechlm.frontend.frontend import FrontEnd, features
+from jax_speechlm.inference.adapters import adapted
 from jax_speechlm.inference.predictor import rows_by_id, rows_of_recordings
 from jax_speechlm.inference.segmentation import Recording, name_of
 from jax_speechlm.inference.speaker import SpeakerVectors
@@ -42,9 +43,14 @@ class SpeechEncoder:
     checkpoint: Path | None = None
 
     @classmethod
-    def load(cls, path: str | Path) -> "SpeechEncoder":
-        """Reads a run's newest checkpoint; raises `CheckpointError` if its model has no speech encoder."""
-        run = LoadedRun.read(path)
+    def load(cls, path: str | Path, adapter: str | Path | None = None) -> "SpeechEncoder":
+        """Reads a run's newest checkpoint, and an adapter of it (`inference.adapters`).
+
+        Raises:
+          CheckpointError: its model has no speech encoder.
+          ExportError: the adapter cannot be read, or is of another model.
+        """
+        run = adapted(LoadedRun.read(path), adapter)
         experiment = run.experiment
         model, params = experiment.model, run.params
         if isinstance(model, EncoderDecoderConfig):
@@ -163,6 +169,7 @@ def embed_files(
     layer: int | None = None,
     frames: bool = False,
     max_seconds: float = 30.0,
+    adapter: Path | None = None,
 ) -> None:
     """Writes embeddings of audio files: one vector per file, or one per frame.
 
@@ -177,12 +184,13 @@ def embed_files(
       layer: 0 is the input of the first layer; by default the last.
       frames: write a vector per frame instead of the mean.
       max_seconds: longer recordings are cut at pauses into parts of at most this length.
+      adapter: folder of LoRA in peft's format, trained on this run.
     """
     arrays = {"files": np.array([str(file) for file in files])}
-    if not frames and layer is None and "speaker_vectors" in task_of_run(checkpoint).abilities:
+    if not frames and layer is None and adapter is None and "speaker_vectors" in task_of_run(checkpoint).abilities:
         embeddings = list(SpeakerVectors.load(checkpoint).vectors(files, max_seconds))
     else:
-        encoder = SpeechEncoder.load(checkpoint)
+        encoder = SpeechEncoder.load(checkpoint, adapter)
         embeddings = list(encoder.embed(files, layer=layer, max_seconds=max_seconds))
     if frames:
         arrays |= {"embeddings": np.concatenate(embeddings), "lengths": np.array([len(x) for x in embeddings])}

@@ -50,11 +50,13 @@ class TrainedModel:
     Attributes:
       kind: the objective that it was trained by.
       model: the predictor, for its further methods.
+      adapter: folder of the adapter that it has, or None.
     """
 
     checkpoint: AnyPath
     kind: str
     model: Any
+    adapter: str | os.PathLike | None = None
 
     @property
     def abilities(self) -> tuple[str, ...]:
@@ -250,7 +252,9 @@ class TrainedModel:
 
     @functools.cached_property
     def _encoder(self) -> SpeechEncoder:
-        return self.model if isinstance(self.model, SpeechEncoder) else SpeechEncoder.load(self.checkpoint)
+        if isinstance(self.model, SpeechEncoder):
+            return self.model
+        return SpeechEncoder.load(self.checkpoint, self.adapter)
 
     def _check(self, ability: str) -> None:
         if ability not in self.abilities:
@@ -269,21 +273,35 @@ def open_transcriber(
     path: str | Path,
     decoding: Decoding = Decoding(),  # noqa: B008  frozen
     ensemble: Sequence[str | Path] = (),
+    adapter: str | os.PathLike | None = None,
 ) -> Transcriber:
     """Reads a run's newest checkpoint, or a `checkpoints/<step>` folder, of any objective that transcribes.
 
     Args:
       ensemble: further CTC runs whose probabilities are averaged with it.
+      adapter: folder of an adapter of a CTC run (`inference.adapters`).
 
     Raises:
       CheckpointError: no checkpoint can be read, its model does not transcribe, or an ensemble's members differ in
         tokenizer or frame rate.
-      DataError, ValueError: `decoding` does not fit the checkpoint.
+      DataError, ValueError: `decoding` does not fit the checkpoint, or it takes no adapter.
     """
     task = task_of_run(path)
-    transcribes = "transcribe" in task.abilities
+    predictor = resolve(task.predictor) if "transcribe" in task.abilities else Recognizer
     _check_warps(task, decoding)
-    return (resolve(task.predictor) if transcribes else Recognizer).load(path, decoding, ensemble)
+    return predictor.load(path, decoding, ensemble, **_adapter_option(task, predictor, adapter))
+
+
+def _adapter_option(task: Task, predictor: type, adapter: str | os.PathLike | None) -> dict[str, str | os.PathLike]:
+    """Returns the argument of a predictor's `load` for an adapter; ValueError if it takes none."""
+    if adapter is None:
+        return {}
+    if predictor not in (Recognizer, LanguageModel, SpeechEncoder):
+        raise ValueError(
+            f"adapters are for runs that were trained by ctc or causal_lm, or to encode speech, and this one was by "
+            f"{task.name}: finetune it with --lora.rank, and name that run"
+        )
+    return {"adapter": adapter}
 
 
 def _check_warps(task: Task, decoding: Decoding) -> None:
@@ -293,7 +311,11 @@ def _check_warps(task: Task, decoding: Decoding) -> None:
         )
 
 
-def load(path: str | os.PathLike, decoding: Decoding = Decoding()) -> TrainedModel:  # noqa: B008  frozen
+def load(
+    path: str | os.PathLike,
+    decoding: Decoding = Decoding(),  # noqa: B008  frozen
+    adapter: str | os.PathLike | None = None,
+) -> TrainedModel:
     """Opens a run by its folder or URL (its newest checkpoint), or a `checkpoints/<step>` folder.
 
         model = jax_speechlm.load("runs/finetune")
@@ -301,10 +323,13 @@ def load(path: str | os.PathLike, decoding: Decoding = Decoding()) -> TrainedMod
 
     Args:
       decoding: decoding of a model that transcribes; ignored for others.
+      adapter: folder of LoRA in peft's format that was trained on the run: of recognizers by CTC, language models and
+        speech encoders.
 
     Raises:
       CheckpointError: no checkpoint can be read, or its objective has no predictor.
-      DataError, ValueError: `decoding` does not fit the checkpoint.
+      DataError, ValueError: `decoding` does not fit the checkpoint, or it takes no adapter.
+      ExportError: the adapter cannot be read, or is of another model.
     """
     checkpoint, task = ckpt.find(path), task_of_run(path)
     if task.predictor is None:
@@ -314,7 +339,9 @@ def load(path: str | os.PathLike, decoding: Decoding = Decoding()) -> TrainedMod
         )
     _check_warps(task, decoding)
     options = [decoding] if "transcribe" in task.abilities else []
-    return TrainedModel(checkpoint, task.name, resolve(task.predictor).load(checkpoint, *options))
+    predictor = resolve(task.predictor)
+    model = predictor.load(checkpoint, *options, **_adapter_option(task, predictor, adapter))
+    return TrainedModel(checkpoint, task.name, model, adapter)
 
 
 def _listed(recordings: Recording | Sequence[Recording]) -> Sequence[Recording]:

@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32, Int, Integer, Key, UInt32
 
 from jax_speechlm.core.segments import Segments
+from jax_speechlm.nn.adapted_kernel import AdaptedKernel
 from jax_speechlm.nn.functional import parameter
 from jax_speechlm.nn.int_weights import QuantizedKernel
 from jax_speechlm.parallel import mesh as meshes
@@ -86,8 +87,8 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         kernel = self.kernel[...]
-        quantized = isinstance(kernel, QuantizedKernel)
-        y = kernel.apply(x) if quantized else jnp.tensordot(x, kernel.astype(x.dtype), axes=self.num_in)
+        applies = isinstance(kernel, QuantizedKernel | AdaptedKernel)
+        y = kernel.apply(x) if applies else jnp.tensordot(x, kernel.astype(x.dtype), axes=self.num_in)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 

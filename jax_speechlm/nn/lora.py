@@ -6,17 +6,21 @@ A and B are parameters of the group "lora", under the paths of the maps that the
 adapted model stays frozen, and a checkpoint holds both.
 """
 
-from typing import Any
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import pydantic
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.tree import overlay
-from jax_speechlm.nn.functional import Params, parameter
+from jax_speechlm.nn.adapted_kernel import AdaptedKernel
+from jax_speechlm.nn.functional import MakeModule, Params, parameter
+from jax_speechlm.nn.int_weights import QuantizedKernel
 from jax_speechlm.nn.layers import Linear, linear_maps
 
 GROUP = "lora"
@@ -28,7 +32,7 @@ class LoRA(Config):
     Attributes:
       rank: of an update; 0 disables LoRA.
       alpha: updates are multiplied by alpha / rank.
-      targets: path prefixes; every linear map below one is adapted.
+      targets: path prefixes; every linear map below one is adapted. Empty for every linear map of stacked layers.
     """
 
     rank: pydantic.NonNegativeInt = 0
@@ -46,7 +50,7 @@ class Update(nnx.Module):
 
     def __init__(self, linear: Linear, rank: int, *, rngs: nnx.Rngs):
         shape, axes = linear.kernel[...].shape, tuple(linear.kernel.get_metadata()["out_sharding"])
-        lead = int(axes[0] == "layers")  # the axis of a stack, which both matrices have
+        lead = int(is_stacked(linear))  # the axis of a stack, which both matrices have
         num_in = lead + linear.num_in
         dims = range(lead, num_in)
         initializer = jax.nn.initializers.variance_scaling(
@@ -61,15 +65,36 @@ class Update(nnx.Module):
         )
 
 
-class AdaptedLinear(nnx.Module):
-    """Linear map with its low-rank update."""
+def is_stacked(linear: Linear) -> bool:
+    """Returns whether a linear map is a stack, with one map for each layer."""
+    return linear.kernel.get_metadata()["out_sharding"][0] == "layers"
 
-    def __init__(self, linear: Linear, update: Update, scale: float):
-        self.linear, self.update, self.scale = linear, update, scale
 
-    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        a, b = self.update.a[...].astype(x.dtype), self.update.b[...].astype(x.dtype)
-        return self.linear(x) + self.scale * jnp.tensordot(jnp.tensordot(x, a, self.linear.num_in), b, 1)
+class MapShape(NamedTuple):
+    """Shape of a linear map's kernel, [layers, *in, *out] if it is stacked, and its number of input dimensions."""
+
+    shape: tuple[int, ...]
+    num_in: int
+    is_stacked: bool
+
+    @property
+    def flat(self) -> tuple[int, int, int]:
+        """Number of layers (1 if it is not stacked), of inputs and of outputs."""
+        layers, rest = (self.shape[0], self.shape[1:]) if self.is_stacked else (1, self.shape)
+        return layers, math.prod(rest[: self.num_in]), math.prod(rest[self.num_in :])
+
+
+def adaptable_maps(make: MakeModule) -> dict[str, MapShape]:
+    """Returns the linear maps of a module by path, without allocating memory for parameters."""
+    shapes: dict[str, MapShape] = {}
+
+    def visit() -> None:
+        for path, linear in linear_maps(make(nnx.Rngs(0))):
+            shapes[path] = MapShape(linear.kernel[...].shape, linear.num_in, is_stacked(linear))
+
+    with nnx.use_eager_sharding(False):
+        jax.eval_shape(visit)
+    return shapes
 
 
 def make_updates(module: nnx.Module, config: LoRA, *, rngs: nnx.Rngs) -> nnx.Module:
@@ -83,7 +108,7 @@ def make_updates(module: nnx.Module, config: LoRA, *, rngs: nnx.Rngs) -> nnx.Mod
     """
     maps = dict(linear_maps(module))
     tree: dict[str, Any] = {}
-    for target in config.targets:
+    for target in config.targets or [path for path, linear in maps.items() if is_stacked(linear)]:
         adapted = [path for path in maps if f"{path}/".startswith(f"{target}/")]
         if not adapted:
             raise ValueError(f"model.lora.targets: no linear map below {target!r}; choose from {', '.join(maps)}")
@@ -97,16 +122,37 @@ def make_updates(module: nnx.Module, config: LoRA, *, rngs: nnx.Rngs) -> nnx.Mod
 
 
 def adapt(module: nnx.Module, updates: nnx.Module, config: LoRA) -> None:
-    """Replaces linear maps of a newly bound module by `AdaptedLinear`, in place, in stacks of layers too."""
+    """Gives linear maps of a newly bound module their updates, in place, in stacks of layers too."""
 
     def walk(parent: nnx.Module, branch: nnx.Module) -> None:
         for name, child in branch.items():
+            linear = getattr(parent, name)
             if isinstance(child, Update):
-                setattr(parent, name, AdaptedLinear(getattr(parent, name), child, config.scale))
+                kernel = AdaptedKernel(linear.kernel[...], child.a[...], child.b[...], config.scale)
+                linear.kernel.set_value(kernel)
             else:
-                walk(getattr(parent, name), child)
+                walk(linear, child)
 
     walk(module, updates)
+
+
+def attach(params: Params, updates: Params, scale: float) -> Params:
+    """Returns parameters whose kernels have their updates beside them; the kernels are not copied.
+
+    Args:
+      params: without the group "lora".
+      updates: that group: {"a", "b"} below the path of each map.
+      scale: factor of the updates.
+
+    Raises:
+      ValueError: an update belongs to no map, or its shapes do not fit; the message names the tensor.
+    """
+
+    def joined(kernel: Any, update: Params, path: str) -> AdaptedKernel:
+        _lead(kernel, update, path)
+        return AdaptedKernel(kernel, update["a"], update["b"], scale)
+
+    return _updated(params, updates, joined)
 
 
 def merge(params: Params, config: LoRA) -> tuple[Params, Params]:
@@ -122,21 +168,9 @@ def merge(params: Params, config: LoRA) -> tuple[Params, Params]:
     if GROUP not in params:
         return params, {}
 
-    def walk(base: Params, updates: Params, path: str) -> tuple[Params, Params]:
-        merged, kept = dict(base), {}
-        for name, child in updates.items():
-            here = f"{path}/{name}".lstrip("/")
-            if name not in base:
-                raise ValueError(f"{GROUP}/{here} updates a map that this model does not have; it has {sorted(base)}")
-            if "a" in child and "b" in child:
-                merged[name] = base[name] | {"kernel": _sum(base[name].get("kernel"), child, config.scale, here)}
-                kept[name] = {"kernel": base[name]["kernel"]}
-            else:
-                merged[name], kept[name] = walk(base[name], child, here)
-        return merged, kept
-
     base = {name: group for name, group in params.items() if name != GROUP}
-    merged, kept = walk(base, params[GROUP], "")
+    kept = _updated(base, params[GROUP], lambda kernel, update, path: kernel, only=True)
+    merged = _updated(base, params[GROUP], lambda kernel, update, path: _sum(kernel, update, config.scale, path))
     return merged, {"kernels": kept, GROUP: params[GROUP]}
 
 
@@ -147,23 +181,48 @@ def unmerge(merged: Params, kept: Params) -> Params:
     return overlay(merged, kept["kernels"]) | {GROUP: kept[GROUP]}
 
 
-def _sum(kernel: Array | None, update: Params, scale: float, path: str) -> Array:
+def _updated(
+    base: Params, updates: Params, function: Callable[[Any, Params, str], Any], *, only: bool = False, path: str = ""
+) -> Params:
+    """Replaces each kernel that has an update by `function(kernel or None, update, path)`; with `only` drops others."""
+    tree = {} if only else dict(base)
+    for name, child in updates.items():
+        here = f"{path}/{name}".lstrip("/")
+        if name not in base:
+            raise ValueError(f"{GROUP}/{here} updates a map that this model does not have; it has {sorted(base)}")
+        if "a" in child and "b" in child:
+            kernel = function(base[name].get("kernel"), child, here)
+            tree[name] = {"kernel": kernel} if only else base[name] | {"kernel": kernel}
+        else:
+            tree[name] = _updated(base[name], child, function, only=only, path=here)
+    return tree
+
+
+def _lead(kernel: Any, update: Params, path: str) -> int:
+    """Returns 1 for a stack of layers, else 0. Raises ValueError if an update does not fit its kernel."""
     a, b = update["a"], update["b"]
-    lead = 0 if kernel is None else a.ndim + b.ndim - 2 - kernel.ndim
-
-    def product(a: Any, b: Any) -> Array:
-        return jnp.tensordot(a, b, 1)
-
-    fits = kernel is not None and lead in (0, 1)
-    if fits:
-        fits = a.shape[:-1] + b.shape[lead + 1 :] == kernel.shape and a.shape[-1] == b.shape[lead]
-    if not fits:
-        reason = "there is no such kernel" if kernel is None else f"the kernel is {kernel.shape}"
+    shape = None if kernel is None else jax.eval_shape(_dense, kernel).shape
+    lead = 0 if shape is None else a.ndim + b.ndim - 2 - len(shape)
+    fits = shape is not None and lead in (0, 1)
+    if not (fits and a.shape[:-1] + b.shape[lead + 1 :] == shape and a.shape[-1] == b.shape[lead]):
+        reason = "there is no such kernel" if shape is None else f"the kernel is {shape}"
         raise ValueError(
             f"{GROUP}/{path}: a {a.shape} and b {b.shape} do not fit {path}/kernel: {reason}. Use the model that "
             "this LoRA was trained with, or leave it out of init_from.groups"
         )
-    return kernel + scale * (jax.vmap(product) if lead else product)(a, b)
+    return lead
+
+
+def _dense(kernel: Any) -> Array:
+    return kernel.dequantize() if isinstance(kernel, QuantizedKernel) else kernel
+
+
+def _sum(kernel: Any, update: Params, scale: float, path: str) -> Array:
+    def product(a: Any, b: Any) -> Array:
+        return jnp.tensordot(a, b, 1)
+
+    lead = _lead(kernel, update, path)
+    return kernel + scale * (jax.vmap(product) if lead else product)(update["a"], update["b"])
 
 
 def _as_module(tree: dict[str, Any]) -> nnx.Module:

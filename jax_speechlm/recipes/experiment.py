@@ -17,6 +17,8 @@ from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.models.tts.fastspeech2 import FastSpeech2Config
 from jax_speechlm.models.tts.tacotron import TacotronConfig
 from jax_speechlm.models.vocoders.vocoders import VocoderModel
+from jax_speechlm.nn.lora import LoRA
+from jax_speechlm.objectives.adaptation import adapted
 from jax_speechlm.objectives.base import Objective as BuiltObjective
 from jax_speechlm.objectives.base import label_grid
 from jax_speechlm.objectives.domain import DomainAdversary, against_domains
@@ -320,6 +322,8 @@ class Experiment(Config):
       seed: of the batches, the augmentation and the initial parameters.
       init_from: other runs to load parameters from, in order; empty trains from scratch.
       adversary: training against a head that tells domains apart, such as speakers; none by default.
+      lora: train low-rank updates of a trained model (init_from) alone: of `lora.targets`, or of every linear map of
+        stacked layers; none by default.
       perturbation: adversarial training on perturbed inputs or embeddings; none by default.
       max_bad_steps: number of consecutive steps with a non-finite loss or gradient after which a run stops.
       topology: the hardware it was sized for, "v5e-16", "2xv5p-512" or "cpu-1", for `jax-speechlm plan`; or None.
@@ -336,6 +340,7 @@ class Experiment(Config):
     seed: Seed = 0
     init_from: tuple[InitFrom, ...] = ()
     adversary: DomainAdversary = DomainAdversary()
+    lora: LoRA = LoRA(targets=())
     perturbation: Perturbation = Perturbation()
     max_bad_steps: pydantic.PositiveInt = 20
     mesh: MeshShape = MeshShape()
@@ -357,17 +362,23 @@ class Experiment(Config):
         task.check_model(self.model)
         if self.adversary.classes and not isinstance(self.data, Speech):
             raise ValueError(f"adversary.classes are domains of speech, and data is {self.data.kind}: leave them empty")
+        if self.lora.rank and not self.init_from:
+            raise ValueError("lora.rank is set, and there is no trained model to adapt: name its run with --from")
+        if self.lora.rank and self.adversary.classes:
+            raise ValueError(
+                "lora.rank freezes the adversary's head, which has to learn: leave adversary.classes empty"
+            )
         return self
 
     def build(self, tokenizer: Tokenizer | None) -> BuiltObjective:
-        """Builds the objective to train, with its adversary and its perturbation.
+        """Builds the objective to train, with its adversary, LoRA and its perturbation.
 
         Raises:
           ValueError: the parts do not fit together.
         """
         objective = self.objective.build(self.model, self.frontend, tokenizer)
         objective = against_domains(objective, self.adversary, self.model, self.frontend)
-        return perturbed(objective, self.perturbation)
+        return perturbed(adapted(objective, self.lora), self.perturbation)
 
     @property
     def sample_rate(self) -> int:

@@ -94,7 +94,7 @@ def make_app(
     for route in set(_ROUTES) - {service.route for service in services}:
         app.post(route)(other_task)
 
-    by_name = {service.name: service for service in services}
+    by_name = {name: service for service in services for name in service.model_names}
 
     def entry(name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": 0, "owned_by": "jax_speechlm"}

@@ -15,28 +15,28 @@ _AT_ONCE = 4  # queued windows of one request, so that an hour of audio does not
 _LAST_SECONDS = 5.0  # `close` waits so long for the batch in progress
 
 
+Encode = Callable[[list[Samples]], list[Any]]
+"""Returns a model's output for each window (`Transcriber.encode_audio`)."""
+
+
 class _Waiting(NamedTuple):
     samples: Samples
+    encode: Encode
     output: Future
 
 
 class Batcher:
-    """A first-in-first-out queue of audio windows, encoded in common batches.
+    """A first-in-first-out queue of audio windows, encoded in common batches of one model.
 
-    Only its own thread calls the model. Callers bound the queue: each submits only a few windows at a time.
+    Only its own thread calls the models. Callers bound the queue: each submits only a few windows at a time.
 
     Attributes:
       batches, windows: numbers encoded so far.
     """
 
-    def __init__(self, encode: Callable[[list[Samples]], list[Any]], seconds_per_batch: float):
-        """Starts the thread.
-
-        Args:
-          encode: returns the model's output for each window (`Transcriber.encode_audio`).
-          seconds_per_batch: most padded audio of a batch; a batch has at least one window.
-        """
-        self._encode, self._limit = encode, seconds_per_batch * DEFAULT_SAMPLE_RATE
+    def __init__(self, seconds_per_batch: float):
+        """Starts the thread; `seconds_per_batch` is the most padded audio of a batch, which has at least one window."""
+        self._limit = seconds_per_batch * DEFAULT_SAMPLE_RATE
         self._waiting: collections.deque[_Waiting] = collections.deque()
         self._changed = threading.Condition()
         self._closed = False
@@ -44,13 +44,16 @@ class Batcher:
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
         self._thread.start()
 
-    def submit(self, samples: Samples) -> Future:
-        """Queues a window; returns a future of its output. Raises `GivenUpError` if the batcher is closed."""
+    def submit(self, samples: Samples, encode: Encode) -> Future:
+        """Queues a window for a model; returns a future of its output. Raises `GivenUpError` if the batcher is closed.
+
+        Windows with the same `encode` share batches.
+        """
         output: Future = Future()
         with self._changed:
             if self._closed:
                 raise GivenUpError
-            self._waiting.append(_Waiting(samples, output))
+            self._waiting.append(_Waiting(samples, encode, output))
             self._changed.notify()
         return output
 
@@ -66,7 +69,7 @@ class Batcher:
     def _work(self) -> None:
         while batch := self._next():
             try:
-                outputs = self._encode([window.samples for window in batch])
+                outputs = batch[0].encode([window.samples for window in batch])
             except Exception as error:
                 for window in batch:
                     window.output.set_exception(error)
@@ -76,33 +79,37 @@ class Batcher:
                 window.output.set_result(output)
 
     def _next(self) -> list[_Waiting]:
-        """Waits for windows and returns a batch up to the limit; an empty one once closed."""
+        """Waits for windows and returns a batch up to the limit, of the oldest's model; an empty one once closed."""
         with self._changed:
             while True:
-                batch, samples = [], 0
+                batch, others, samples = [], [], 0
                 while self._waiting:
+                    if batch and self._waiting[0].encode is not batch[0].encode:
+                        others.append(self._waiting.popleft())
+                        continue
                     samples += shape_of(len(self._waiting[0].samples))
                     if batch and samples > self._limit:
                         break
                     window = self._waiting.popleft()
                     if window.output.set_running_or_notify_cancel():
                         batch.append(window)
+                self._waiting.extendleft(reversed(others))
                 if batch or self._closed:
                     return batch
                 self._changed.wait()
 
 
 class Caller(Work):
-    """One request's access to the batcher, which another thread may cancel."""
+    """One request's access to the batcher and to one of its models, which another thread may cancel."""
 
-    def __init__(self, batcher: Batcher):
+    def __init__(self, batcher: Batcher, encode: Encode):
         super().__init__()
-        self._batcher = batcher
+        self._batcher, self._encode = batcher, encode
 
     def encode(self, parts: list[Samples]) -> list[Any]:
         """Returns the model's output for each window. Raises `GivenUpError` once `cancel` was called."""
         outputs: list[Any] = []
         for first in range(0, len(parts), _AT_ONCE):
             some = parts[first : first + _AT_ONCE]
-            outputs += self.wait(lambda some=some: [self._batcher.submit(part) for part in some])
+            outputs += self.wait(lambda some=some: [self._batcher.submit(part, self._encode) for part in some])
         return outputs

@@ -13,6 +13,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 from data_pipelines.core.paths import AnyPath
 from jax_speechlm.core.errors import CheckpointError
 from jax_speechlm.inference.asr.base import Transcriber
+from jax_speechlm.inference.asr.ctc import Recognizer
 from jax_speechlm.inference.asr.decoder import Decoding
 from jax_speechlm.inference.asr.hypothesis import Endpointing
 from jax_speechlm.inference.load import open_transcriber
@@ -44,6 +45,7 @@ def serve_run(
     streams: OmitArgPrefixes[StreamLimits] = StreamLimits(),  # noqa: B008  frozen
     wyoming_port: int | None = None,
     languages: tuple[str, ...] = ("en",),
+    adapter: tuple[str, ...] = (),
 ) -> None:
     """Serves trained runs over HTTP in OpenAI's form, and a page to try them on at /.
 
@@ -70,12 +72,16 @@ def serve_run(
       streams: limits of live streams, which a run that was trained to stream answers at /v1/realtime and /.
       wyoming_port: also answer the protocol of Home Assistant's voice pipelines at this port.
       languages: of the runs, for Wyoming: Home Assistant offers a run for these languages only.
+      adapter: NAME=FOLDER of LoRA in peft's format, trained on the run that transcribes; a request chooses it by the
+        model RUN:NAME. Live streams are of the run itself.
     """
     requests = Requests(limits)
     services = [
         _voice(checkpoint, vocoder, requests)
         if "synthesize" in task_of_run(checkpoint).abilities
-        else _transcription(checkpoint, decoding, ensemble, requests, max_seconds, seconds_per_batch, streams, chunk_ms)
+        else _transcription(
+            checkpoint, decoding, ensemble, requests, max_seconds, seconds_per_batch, streams, chunk_ms, adapter
+        )
         for checkpoint in checkpoints
     ]
     listener, beside = _listen(host, port, "--port"), []
@@ -118,6 +124,7 @@ def _transcription(
     seconds_per_batch: float,
     streams: StreamLimits,
     chunk_ms: int | None,
+    adapters: Sequence[str],
 ) -> Transcription:
     transcriber = open_transcriber(checkpoint, decoding, ensemble)
     if transcriber.task not in ROUTES:
@@ -127,7 +134,18 @@ def _transcription(
         )
     name = _name(transcriber.checkpoint)
     streaming = _streaming(transcriber, name, streams, chunk_ms)
-    return Transcription(transcriber, name, requests, max_seconds, seconds_per_batch, streaming)
+    by_name = dict(_adapter(transcriber, each) for each in adapters)
+    return Transcription(transcriber, name, requests, max_seconds, seconds_per_batch, streaming, by_name)
+
+
+def _adapter(transcriber: Transcriber, named: str) -> tuple[str, Recognizer]:
+    """Returns the name and the recognizer of an adapter NAME=FOLDER."""
+    name, _, folder = named.partition("=")
+    if not (name and folder):
+        raise ValueError(f"--adapter {named}: write NAME=FOLDER, as in jane=adapters/jane")
+    if not isinstance(transcriber, Recognizer):
+        raise ValueError(f"{transcriber.checkpoint} takes no adapters: only runs that were trained by ctc do")
+    return name, transcriber.with_adapter(folder)
 
 
 def _streaming(transcriber: Transcriber, name: str, limits: StreamLimits, chunk_ms: int | None) -> Streaming:

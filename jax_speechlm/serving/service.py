@@ -53,6 +53,11 @@ class Service(abc.ABC):
         self._picture_of = FrontEnd(mel=LogMel()) if isinstance(frontend.mel, Waveform) else frontend
         self._features = jax.jit(lambda batch: features(batch, self._picture_of, None))
 
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """Names of the models that requests may choose."""
+        return (self.name,)
+
     @abc.abstractmethod
     def close(self) -> None:
         """Ends the thread of the model, after what is being computed."""

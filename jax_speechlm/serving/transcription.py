@@ -2,19 +2,22 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+import functools
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
 from jax_speechlm.inference.asr.base import Transcriber
+from jax_speechlm.inference.asr.ctc import Recognizer
 from jax_speechlm.inference.segmentation import Samples, empty_batch, shapes
 from jax_speechlm.inference.transcript import Segment
 from jax_speechlm.serving.admission import Client, Requests
 from jax_speechlm.serving.answers import FORMATS, Wish
 from jax_speechlm.serving.batcher import Batcher, Caller
-from jax_speechlm.serving.forms import Body, Upload
+from jax_speechlm.serving.forms import ApiError, Body, Upload
 from jax_speechlm.serving.service import Service, chain
 from jax_speechlm.serving.streaming import Streaming
 from jax_speechlm.serving.streams import EventStream
@@ -34,7 +37,10 @@ _FORM = {"requestBody": {"required": True, "content": {"multipart/form-data": {"
 
 
 class Transcription(Service):
-    """A transcriber and the thread that owns it."""
+    """A transcriber and the thread that owns it, with the adapters of its run.
+
+    A request chooses an adapter by its field `model`: NAME:ADAPTER. All share the base's arrays in memory.
+    """
 
     picture_route = "/page/log-mel"
 
@@ -46,12 +52,22 @@ class Transcription(Service):
         max_seconds: float,
         seconds_per_batch: float,
         streaming: Streaming | None = None,
+        adapters: Mapping[str, Recognizer] = MappingProxyType({}),
     ):
         super().__init__(name, requests, transcriber.experiment, transcriber.params)
         self.transcriber, self.max_seconds, self.seconds_per_batch = transcriber, max_seconds, seconds_per_batch
         self.task, self.route = transcriber.task, ROUTES[transcriber.task]
         self.streaming = streaming
-        self.batcher = Batcher(lambda parts: transcriber.encode_audio(parts, seconds_per_batch), seconds_per_batch)
+        self.batcher = Batcher(seconds_per_batch)
+        self._transcribers = {name: transcriber} | {f"{name}:{key}": each for key, each in adapters.items()}
+        self._encoders = {
+            key: functools.partial(each.encode_audio, seconds_per_batch=seconds_per_batch)
+            for key, each in self._transcribers.items()
+        }
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        return tuple(self._transcribers)
 
     def close(self) -> None:
         self.batcher.close()
@@ -60,7 +76,11 @@ class Transcription(Service):
 
     def programs(self) -> Sequence[Callable[[], Any]]:
         every = shapes(self.max_seconds, self.seconds_per_batch)
-        programs = [lambda shape=shape: self.transcriber.encode([empty_batch(*shape)]) for shape in every]
+        programs = [
+            lambda shape=shape, each=each: each.encode([empty_batch(*shape)])
+            for each in self._transcribers.values()
+            for shape in every
+        ]
         return programs + ([self.streaming.streams.compile] if self.streams_live else [])
 
     @property
@@ -109,9 +129,22 @@ class Transcription(Service):
                     async for event in events:
                         yield event
             else:
-                work = Caller(self.batcher)
+                work = self._caller(upload)
                 result = await self.run(body, lambda caller: self.transcribe(upload, caller), work)
                 yield wish.answer(self.transcriber, *result)
+
+    def _caller(self, upload: Upload) -> Caller:
+        """Returns the request's access to the model that its form names, by default the run itself.
+
+        Raises `ApiError` for an adapter that is not there. Other names, such as whisper-1, are the run's too.
+        """
+        model = (upload.fields.get("model") or [self.name])[-1]
+        if model not in self._transcribers:
+            if model.startswith(f"{self.name}:"):
+                there = ", ".join(self._transcribers)
+                raise ApiError(404, f"the models here are {there}", param="model", code="model_not_found")
+            model = self.name
+        return Caller(self.batcher, self._encoders[model])
 
     def transcribe(
         self, upload: Upload, caller: Caller, on_segment: Callable[[Segment], Any] | None = None
@@ -147,7 +180,7 @@ class Transcription(Service):
         def on_segment(segment: Segment) -> None:
             loop.call_soon_threadsafe(queue.put_nowait, segment)
 
-        work = Caller(self.batcher)
+        work = self._caller(upload)
         working = asyncio.ensure_future(
             self.run(client, lambda caller: self.transcribe(upload, caller, on_segment), work)
         )

@@ -24,6 +24,7 @@ from jax_speechlm.core.batch import seed_key
 from jax_speechlm.core.errors import CheckpointError
 from jax_speechlm.core.tree import overlay, paths, select
 from jax_speechlm.nn.functional import Params
+from jax_speechlm.nn.lora import GROUP
 from jax_speechlm.parallel import hardware
 from jax_speechlm.parallel import mesh as meshes
 from jax_speechlm.parallel.compilation_cache import compilation_cache_of
@@ -287,10 +288,11 @@ def _initial_state(
     state = trainer.init(seed_key(experiment.seed))
     state = state._replace(params=overlay(state.params, borrowed))
     messages = []
-    if experiment.init_from:
-        params, messages = take_over_all(
-            experiment.init_from, state.params, tokenizer, experiment.objective, meta["units"]
-        )
+    if starts := experiment.init_from:
+        if experiment.lora.rank:  # updates belong to the whole model that they were trained on
+            base = tuple(name for name in own(state).params if name != GROUP)
+            starts = [start if start.groups is not None else start.replace(groups=base) for start in starts]
+        params, messages = take_over_all(starts, state.params, tokenizer, experiment.objective, meta["units"])
         # A copy, because the step donates the buffers of params and of their average, each only once.
         ema = jax.tree.map(jnp.copy, overlay(state.ema, select(params, tuple(paths(state.ema))))) if state.ema else {}
         state = state._replace(params=params, ema=ema)

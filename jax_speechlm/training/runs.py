@@ -16,6 +16,7 @@ from data_pipelines.storage.units import read_units
 from data_pipelines.tokenizers.base import load_tokenizer
 from jax_speechlm.core.errors import CheckpointError
 from jax_speechlm.nn.functional import Params
+from jax_speechlm.nn.lora import GROUP, merge
 from jax_speechlm.objectives.base import ObjectiveConfig
 from jax_speechlm.recipes.experiment import Experiment
 from jax_speechlm.tasks import Task, task_of
@@ -24,7 +25,7 @@ from jax_speechlm.training import checkpoints as ckpt
 
 @dataclasses.dataclass(frozen=True)
 class LoadedRun:
-    """A checkpoint's parameters and the settings needed to use them.
+    """A checkpoint's parameters and the settings needed to use them. LoRA of the run (`Experiment.lora`) is merged.
 
     Attributes:
       step: training steps before it.
@@ -32,6 +33,7 @@ class LoadedRun:
       params: the moving average if the run kept one.
       units: fingerprint of the k-means whose units it was trained on, or None.
       meta: the checkpoint's JSON, for checkpoints derived from it.
+      adapter: folder of the adapter in `params` (`inference.adapters`), or None.
     """
 
     checkpoint: AnyPath
@@ -41,6 +43,7 @@ class LoadedRun:
     params: Params = dataclasses.field(repr=False)
     units: str | None = None
     meta: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)
+    adapter: str | None = None
 
     @classmethod
     def load(
@@ -80,8 +83,14 @@ class LoadedRun:
         """
         checkpoint = ckpt.find(path)
         params, meta = ckpt.read_params(checkpoint, quantized=quantized, training_only=training_only)
-        params = params if on_host else jax.device_put(params)
-        return cls(checkpoint, meta["step"], _experiment(meta), saved_tokenizer(meta), params, meta.get("units"), meta)
+        experiment = _experiment(meta)
+        if experiment.lora.rank:
+            of_groups = {name: updates for name, updates in params[GROUP].items() if name in params}
+            params, _ = merge(params | {GROUP: of_groups}, experiment.lora)
+            experiment = experiment.replace(lora=experiment.lora.replace(rank=0))
+            meta = meta | {"experiment": experiment.model_dump(mode="json")}
+        params = jax.device_get(params) if on_host else jax.device_put(params)
+        return cls(checkpoint, meta["step"], experiment, saved_tokenizer(meta), params, meta.get("units"), meta)
 
 
 def experiment_of(path: str | os.PathLike) -> Experiment:
@@ -166,5 +175,10 @@ class SavedRuns:
 
 
 def resolve(experiment: Experiment) -> Experiment:
-    """Returns a copy of an experiment whose objective has read the settings it needs from other runs."""
+    """Returns a copy of an experiment with the settings that are read from other runs: those of its objective, and the
+    tokenizer of the run that LoRA adapts."""
+    if experiment.lora.rank and hasattr(experiment.data, "tokenizer") and experiment.data.tokenizer is None:
+        base = experiment.init_from[0].checkpoint
+        if ckpt.read_meta(ckpt.find(base))["tokenizer"]:
+            experiment = experiment.replace(data=experiment.data.replace(tokenizer=base))
     return experiment.replace(objective=experiment.objective.resolve(SavedRuns()))

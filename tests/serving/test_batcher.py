@@ -35,7 +35,7 @@ def model():
 
 @pytest.fixture
 def batcher(model):
-    batcher = Batcher(model, 4.0)
+    batcher = Batcher(4.0)
     yield batcher
     model.let.set()
     batcher.close()
@@ -53,9 +53,9 @@ def until(condition) -> None:
 
 
 def test_what_waits_is_heard_together_up_to_the_limit_and_in_order(model, batcher):
-    first = batcher.submit(part(1))
+    first = batcher.submit(part(1), model)
     until(lambda: model.calls)
-    rest = [batcher.submit(part(length)) for length in (2, 3, 5 * SECOND, 4, 5)]
+    rest = [batcher.submit(part(length), model) for length in (2, 3, 5 * SECOND, 4, 5)]
     model.let.set()
     assert [each.result(10) for each in [first, *rest]] == [1, 2, 3, 5 * SECOND, 4, 5]
     assert 2 * shape_of(1) <= 4 * SECOND < 3 * shape_of(1)
@@ -64,10 +64,22 @@ def test_what_waits_is_heard_together_up_to_the_limit_and_in_order(model, batche
     assert (batcher.windows, batcher.batches) == (6, 4)
 
 
-def test_a_request_that_gives_up_leaves_the_others_alone(model, batcher):
-    first = batcher.submit(part(1))
+def test_batches_are_of_one_model_and_the_oldest_window_comes_first(model, batcher):
+    other = Slow()
+    other.let.set()
+    first = batcher.submit(part(1), model)
     until(lambda: model.calls)
-    caller, raised = Caller(batcher), []
+    models = {2: other, 3: model, 4: other, 5: model}
+    rest = [batcher.submit(part(length), each) for length, each in models.items()]
+    model.let.set()
+    assert [each.result(10) for each in (first, *rest)] == [1, 2, 3, 4, 5]
+    assert (model.calls, other.calls) == ([[1], [3, 5]], [[2, 4]])
+
+
+def test_a_request_that_gives_up_leaves_the_others_alone(model, batcher):
+    first = batcher.submit(part(1), model)
+    until(lambda: model.calls)
+    caller, raised = Caller(batcher, model), []
 
     def encode():
         try:
@@ -78,7 +90,7 @@ def test_a_request_that_gives_up_leaves_the_others_alone(model, batcher):
     thread = threading.Thread(target=encode)
     thread.start()
     until(lambda: len(batcher._waiting) == 2)
-    other = batcher.submit(part(9))
+    other = batcher.submit(part(9), model)
     caller.cancel()
     thread.join(10)
     assert len(raised) == 1
@@ -92,15 +104,15 @@ def test_a_request_that_gives_up_leaves_the_others_alone(model, batcher):
 def test_an_error_reaches_those_whose_batch_it_was_and_no_others(model, batcher):
     model.let.set()
     with pytest.raises(RuntimeError, match="thirteen"):
-        Caller(batcher).encode([part(13)])
-    assert Caller(batcher).encode([part(length) for length in range(30, 40)]) == list(range(30, 40))
+        Caller(batcher, model).encode([part(13)])
+    assert Caller(batcher, model).encode([part(length) for length in range(30, 40)]) == list(range(30, 40))
 
 
 def test_closing_ends_the_thread_and_whoever_waits(model):
-    batcher = Batcher(model, 4.0)
-    first = batcher.submit(part(1))
+    batcher = Batcher(4.0)
+    first = batcher.submit(part(1), model)
     until(lambda: model.calls)
-    waiting = batcher.submit(part(2))
+    waiting = batcher.submit(part(2), model)
     closing = threading.Thread(target=batcher.close)
     closing.start()
     until(waiting.cancelled)
@@ -109,4 +121,4 @@ def test_closing_ends_the_thread_and_whoever_waits(model):
     assert first.result() == 1
     assert not batcher._thread.is_alive()
     with pytest.raises(GivenUpError):
-        batcher.submit(part(3))
+        batcher.submit(part(3), model)

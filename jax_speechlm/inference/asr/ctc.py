@@ -18,6 +18,7 @@ from jax_speechlm.decoding.ctc.posteriors import Frames, path_spans, utterances
 from jax_speechlm.decoding.ensemble import mean_probability
 from jax_speechlm.decoding.lm.ngram import SPACE
 from jax_speechlm.frontend.logmel import LogMel
+from jax_speechlm.inference.adapters import adapted
 from jax_speechlm.inference.asr.base import Transcriber, Transcription, separator_of
 from jax_speechlm.inference.asr.decoder import Decoder, Decoding, Posteriors
 from jax_speechlm.inference.asr.hypothesis import Endpointing
@@ -54,19 +55,38 @@ class Recognizer(Transcriber):
         path: str | os.PathLike,
         decoding: Decoding = Decoding(),  # noqa: B008  frozen
         ensemble: Sequence[str | os.PathLike] = (),
+        adapter: str | os.PathLike | None = None,
     ) -> "Recognizer":
         """Reads checkpoints and the language models of `decoding`; an `ensemble` shares tokenizer and frame rate.
+
+        Args:
+          adapter: folder of an adapter (`inference.adapters`) of the run.
 
         Raises:
           CheckpointError: a checkpoint cannot be read, its model has no CTC output, or tokenizer or frame rate differ.
           DataError: a language model cannot be read, or does not fit the tokenizer.
+          ExportError: the adapter cannot be read, or is of another model.
         """
-        first, *others = members = tuple(_read(member) for member in (path, *ensemble))
+        first, *others = members = adapted(_read(path), adapter), *(_read(member) for member in ensemble)
         for other in others:
             _check_fits(first, other)
         for member in members if decoding.warps else ():
             _check_warps(member)
         return cls(members, None if decoding.is_greedy else Decoder(decoding, first.tokenizer), decoding.warps)
+
+    def with_adapter(self, adapter: str | os.PathLike) -> "Recognizer":
+        """Returns the recognizer with an adapter of its first run; both share arrays and compiled programs.
+
+        Raises:
+          ExportError: the adapter cannot be read, or is of another model.
+          ValueError: the recognizer has an adapter already.
+        """
+        if self.run.adapter is not None:
+            raise ValueError(f"{self.checkpoint} has the adapter {self.run.adapter} already: load the run without it")
+        other = dataclasses.replace(self, members=(adapted(self.run, adapter), *self.members[1:]))
+        # The programs take the parameters as arguments, and depend on the settings alone.
+        vars(other).update(_posteriors=self._posteriors, _greedy=self._greedy)
+        return other
 
     @property
     def run(self) -> LoadedRun:
@@ -107,6 +127,8 @@ class Recognizer(Transcriber):
     @property
     def decoding_description(self) -> str:
         method = str(Decoding(warps=self.warps) if self.decoder is None else self.decoder.decoding)
+        if self.run.adapter is not None:
+            method = f"{method}, adapter {self.run.adapter}"
         names = ", ".join(str(member.checkpoint) for member in self.members)
         return method if len(self.members) == 1 else f"{method}, ensemble of {names}"
 

@@ -20,6 +20,7 @@ from data_pipelines.core.paths import AnyPath
 from data_pipelines.core.tokenizer import Tokenizer
 from jax_speechlm.core.vocabulary import PADDING, Modality, Vocabulary, pad
 from jax_speechlm.decoding.lm.generate import Beam, Continuations, Sampling, check_counts, method_of
+from jax_speechlm.inference.adapters import adapted
 from jax_speechlm.inference.lm.generation import Continuation, generate, prompt_keys, read_continuations
 from jax_speechlm.models.transformer import init_cache
 from jax_speechlm.models.transformer_config import TransformerConfig
@@ -116,9 +117,14 @@ class LanguageModel(TextScorer):
     num_units: int = 0
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> "LanguageModel":
-        """Reads a run's newest checkpoint, which a causal language model's training wrote; else `CheckpointError`."""
-        run = LoadedRun.load(path, CausalLM, "score text")
+    def load(cls, path: str | os.PathLike, adapter: str | os.PathLike | None = None) -> "LanguageModel":
+        """Reads a run's newest checkpoint, and an adapter of it (`inference.adapters`).
+
+        Raises:
+          CheckpointError: it cannot be read, or another objective trained it.
+          ExportError: the adapter cannot be read, or is of another model.
+        """
+        run = adapted(LoadedRun.load(path, CausalLM, "score text"), adapter)
         return cls(run.experiment.model, run.tokenizer, run.params, run.experiment.data.context, run.checkpoint)
 
     @functools.cached_property
@@ -323,6 +329,7 @@ def generate_texts(
     length_penalty: float = 1.0,
     seed: int = 0,
     format: Literal["text", "json"] = "text",
+    adapter: Path | None = None,
 ) -> None:
     """Continues texts. A continuation depends on its prompt, the settings and the seed, not on other prompts.
 
@@ -337,10 +344,11 @@ def generate_texts(
       seed: seed of sampling.
       format: "text" prints prompt and continuation; "json" prints JSON lines with prompt, text, log_prob (nats),
         num_tokens and ended.
+      adapter: folder of LoRA in peft's format, trained on this run.
     """
     method = method_of(sampling, beam_size, length_penalty)
     check_counts(max_tokens=max_tokens, samples=samples)
-    lm = LanguageModel.load(checkpoint)
+    lm = LanguageModel.load(checkpoint, adapter)
     results = lm.generate(prompts, method, max_tokens=max_tokens, samples=samples, seed=seed)
     for prompt, continuations in zip(prompts, results, strict=True):
         for each in continuations:

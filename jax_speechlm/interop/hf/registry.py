@@ -161,7 +161,9 @@ def read_model(folder: Path) -> Model:
       ExportError: its class, settings or arrays have no counterpart here, or a file is missing.
     """
     if (folder / "adapter_config.json").exists():
-        raise ExportError(f"{folder} is an adapter: merge it into its model first (merge_and_unload of peft)")
+        raise ExportError(
+            f"{folder} is an adapter: import the model that it was trained on, and use that run with --adapter {folder}"
+        )
     values = checked_settings(folder / "config.json", folders.read_json(folder, "config.json"))
     (architecture,) = values["architectures"]
     if architecture not in READERS:
