@@ -13,6 +13,7 @@ from data_pipelines.batching.speech import Batches
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.paths import as_path
 from data_pipelines.storage import index as indexes
+from jax_speechlm.core.energy import EnergyMeter
 from jax_speechlm.core.errors import CheckpointError
 from jax_speechlm.evaluation import base, translation
 from jax_speechlm.evaluation import report as reports
@@ -104,6 +105,7 @@ def evaluate_run(
     """
     if tune and not (decoding.lm or decoding.rescore):
         raise DataError("--tune chooses the weights of language models: name one with --lm or --rescore")
+    energy = EnergyMeter()
     recognizer = open_transcriber(checkpoint, decoding, ensemble, adapter)
     if explain and (not isinstance(recognizer, Recognizer) or streaming.stream):
         raise DataError("--explain draws the words of CTC recognizers, without --stream: leave one of them out")
@@ -130,6 +132,8 @@ def evaluate_run(
     source = f"decoder: {report.decoder}\n{recognizer.checkpoint} on {', '.join(sets)} {split}"
     folder = as_path(out or base.report_folder(checkpoint, sets, split, used))
     report = report.publish(folder, source)
+    if line := energy.describe(sum(utterance.duration or 0 for utterance in utterances) / 3600):
+        print(line)
     if explain:
         page = as_html(report, f"{', '.join(sets)} {split}", _explanations(recognizer, speech, report, explain))
         (folder / "index.html").write_text(page, encoding="utf-8")

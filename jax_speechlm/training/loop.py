@@ -21,6 +21,7 @@ from data_pipelines.core.errors import UserError
 from data_pipelines.core.paths import AnyPath, is_url, reach
 from data_pipelines.core.tokenizer import Tokenizer
 from jax_speechlm.core.batch import seed_key
+from jax_speechlm.core.energy import EnergyMeter
 from jax_speechlm.core.errors import CheckpointError
 from jax_speechlm.core.tree import overlay, paths, select
 from jax_speechlm.nn.functional import Params
@@ -127,7 +128,7 @@ def train(
             stack.enter_context(run_lock.held(run_dir))
         stack.enter_context(jax.set_mesh(mesh))
         logs = stack.enter_context(LogFolder(run_dir, jax.process_index() == 0)).folder
-        account = GoodputTracker(began_at, logs / METRICS)
+        account, energy = GoodputTracker(began_at, logs / METRICS), EnergyMeter()
         trainer = make_trainer(objective, experiment.optimizer, experiment.num_steps, experiment.seed, mesh)
         checkpoints = ckpt.Checkpoints(run_dir, keep_last=loop.keep_last, keep_best=loop.keep_best)
         stack.callback(checkpoints.close)
@@ -184,7 +185,7 @@ def train(
                 pending = None
                 train_figures = meter.take() | {"skipped_steps": float(state.skipped)}
                 reporter.write(step, "train", train_figures)
-                reporter.write(step, "goodput", account.figures())
+                reporter.write(step, "goodput", account.figures() | _joules(energy))
                 figures = train_figures | {f"dev_{name}": value for name, value in dev_figures.items()}
                 if objective.health_check and (warning := objective.health_check(figures, _settled(experiment, step))):
                     reporter.say(f"[yellow]{warning}")
@@ -223,8 +224,10 @@ def train(
         if not stopped_by and (warning := history.overfitting() or history.underfitting()):
             reporter.say(f"[yellow]{escape(warning)}")
         if first_step < experiment.num_steps:  # opening a complete run adds no time to its account
-            reporter.write(step, "goodput", account.figures())
+            reporter.write(step, "goodput", account.figures() | _joules(energy))
             reporter.say(describe(account.figures()))
+            if line := energy.describe(seen["audio_seconds"] / 3600):
+                reporter.say(line)
         compiles = trainer.step._cache_size()
     return Result(
         step,
@@ -238,6 +241,12 @@ def train(
         stopped_by,
         ended_early and step < experiment.num_steps,
     )
+
+
+def _joules(energy: EnergyMeter) -> dict[str, float]:
+    """Returns the energy since the start of this call as a figure; nothing without a counter."""
+    joules = energy.joules()
+    return {} if joules is None else {"joules": joules}
 
 
 @contextlib.contextmanager

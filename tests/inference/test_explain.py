@@ -8,9 +8,11 @@ import soundfile
 
 from data_pipelines.audio.decode import AudioError
 from jax_speechlm import cli
+from jax_speechlm.core.energy import EnergyMeter
 from jax_speechlm.core.exit_status import USER_ERROR
 from jax_speechlm.inference.asr.ctc import Recognizer
 from jax_speechlm.inference.explain import MAX_SECONDS, Explainer, as_html
+from tests.core.test_energy import write as write_zone
 from tests.trained_tones import RATE, speak, trained_run
 
 
@@ -79,7 +81,9 @@ def test_a_recording_without_words_has_features_alone(explainer, monkeypatch):
     assert as_html([explanation], "run").count("<img") == 1
 
 
-def test_eval_explains_the_utterances_with_the_most_errors(tmp_path, capsys):
+def test_eval_explains_the_utterances_with_the_most_errors_and_counts_energy(tmp_path, capsys, monkeypatch):
+    write_zone(tmp_path, "intel-rapl:0", "package-0", 5)
+    monkeypatch.setattr("jax_speechlm.evaluation.recognition.EnergyMeter", lambda: EnergyMeter(tmp_path))
     texts = ["ab bc", "cb", "ba ca"]
     recordings = [speak(text, seed=seed)[0] for seed, text in enumerate(texts)]
     lines = []
@@ -97,5 +101,7 @@ def test_eval_explains_the_utterances_with_the_most_errors(tmp_path, capsys):
     assert "u1</h2>" in page
     assert "<del>bb</del>" in page
     assert page.count("<img") == 2  # the features, and the word
-    assert str(tmp_path / "out" / "index.html") in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert str(tmp_path / "out" / "index.html") in printed
+    assert "0 kWh, 0 kWh per hour of audio" in printed
     assert cli.main([*run, "--explain", "1", "--stream"]) == USER_ERROR

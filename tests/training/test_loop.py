@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 
 from data_pipelines.tokenizers.base import CharTokenizer
+from jax_speechlm.core.energy import EnergyMeter
 from jax_speechlm.optim.optimizers import Group, UpdateRule
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training import loop
 from jax_speechlm.training.loop import TrainingStopped, _profiler, train
+from tests.core.test_energy import write as write_zone
 from tests.training import tiny
 
 ABC = CharTokenizer("abc ")
@@ -237,8 +239,10 @@ def test_a_folder_of_another_run_is_refused(whole):
         train(other, run_dir, tiny.MemorySource.make(other))
 
 
-def test_a_finished_run_is_made_longer(whole, tmp_path, capsys):
+def test_a_finished_run_is_made_longer_and_its_energy_counted(whole, tmp_path, capsys, monkeypatch):
     run_dir, _, experiment = whole
+    write_zone(tmp_path, "intel-rapl:0", "package-0", 5)
+    monkeypatch.setattr("jax_speechlm.training.loop.EnergyMeter", lambda: EnergyMeter(tmp_path))
     shutil.copytree(run_dir, tmp_path / "run")
     longer = experiment.replace(num_steps=10)
     result = train(longer, tmp_path / "run", tiny.MemorySource.make(longer))
@@ -247,6 +251,8 @@ def test_a_finished_run_is_made_longer(whole, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "made longer, from 8 to 10 steps: the schedule is from now on that of a run of 10 steps" in said
     assert f"{float(schedule.build(10)(8)):.3g} (of 8 steps: {float(schedule.build(8)(8)):.3g})" in said
+    assert "0 kWh, 0 kWh per hour of audio" in said
+    assert lines_of(tmp_path / "run", "goodput")[-1]["joules"] == 0
     lines = lines_of(tmp_path / "run", "train")
     assert [line["step"] for line in lines] == [4, 8, 10]
     rates = [float(schedule.build(10)(step)) for step in (8, 9)]
