@@ -24,6 +24,7 @@ from jax_speechlm.evaluation.report import EvaluationReport, Utterance
 from jax_speechlm.evaluation.streaming import Streaming, StreamingReport, evaluate_streams, times_of_words
 from jax_speechlm.evaluation.translation import TranslationReport
 from jax_speechlm.evaluation.tuning import tune_weights
+from jax_speechlm.inference.asr.aed import AttentionRecognizer
 from jax_speechlm.inference.asr.base import Transcriber
 from jax_speechlm.inference.asr.ctc import Recognizer
 from jax_speechlm.inference.asr.decoder import Decoding
@@ -110,7 +111,8 @@ def evaluate_run(
     if explain and (not isinstance(recognizer, Recognizer) or streaming.stream):
         raise DataError("--explain draws the words of CTC recognizers, without --stream: leave one of them out")
     tuned_on = ""
-    decoder = recognizer.decoder if isinstance(recognizer, Recognizer | TransducerRecognizer) else None
+    searches = isinstance(recognizer, Recognizer | TransducerRecognizer | AttentionRecognizer)
+    decoder = recognizer.decoder if searches else None
     if decoder is not None and (tune or decoding.untuned):
         names = tuple(dict.fromkeys(name.partition(":")[0] for name in sets))
         dev = EvaluationSpeech(recognizer, names, "dev", data_dir, seconds_per_batch)

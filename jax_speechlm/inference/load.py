@@ -13,6 +13,7 @@ from jaxtyping import Float, Integer
 from data_pipelines.core.paths import AnyPath
 from jax_speechlm.core.errors import CheckpointError
 from jax_speechlm.decoding.lm.generate import Beam, Sampling
+from jax_speechlm.inference.asr.aed import AttentionRecognizer
 from jax_speechlm.inference.asr.base import Transcriber
 from jax_speechlm.inference.asr.ctc import Recognizer
 from jax_speechlm.inference.asr.decoder import Decoding
@@ -288,7 +289,7 @@ def open_transcriber(
     """
     task = task_of_run(path)
     predictor = resolve(task.predictor) if "transcribe" in task.abilities else Recognizer
-    _check_warps(task, decoding)
+    _check_decoding(task, decoding)
     return predictor.load(path, decoding, ensemble, **_adapter_option(task, predictor, adapter))
 
 
@@ -304,10 +305,15 @@ def _adapter_option(task: Task, predictor: type, adapter: str | os.PathLike | No
     return {"adapter": adapter}
 
 
-def _check_warps(task: Task, decoding: Decoding) -> None:
-    if decoding.warps and (task.predictor is None or resolve(task.predictor) is not Recognizer):
+def _check_decoding(task: Task, decoding: Decoding) -> None:
+    predictor = None if task.predictor is None else resolve(task.predictor)
+    if decoding.warps and predictor is not Recognizer:
         raise ValueError(
             f"warps are for runs that were trained by ctc, and this one was by {task.name}: leave them out"
+        )
+    if decoding.ctc_weight is not None and predictor is not AttentionRecognizer:
+        raise ValueError(
+            f"ctc_weight is for runs that were trained by aed, and this one was by {task.name}: leave it out"
         )
 
 
@@ -337,7 +343,7 @@ def load(
         raise CheckpointError(
             f"{checkpoint}: was trained by {task.name}, for which there is no predictor; there is one for {able}"
         )
-    _check_warps(task, decoding)
+    _check_decoding(task, decoding)
     options = [decoding] if "transcribe" in task.abilities else []
     predictor = resolve(task.predictor)
     model = predictor.load(checkpoint, *options, **_adapter_option(task, predictor, adapter))

@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 import pydantic
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from jax_speechlm.core.config import Config
 from jax_speechlm.models.whisper import FeedForward
 from jax_speechlm.nn.attention.dot import Kernel, attend, masked_attention
-from jax_speechlm.nn.attention.multi_head import MultiHeadMaps, source_attention
+from jax_speechlm.nn.attention.multi_head import MultiHeadMaps, source_attention, source_weights, weighted_values
 from jax_speechlm.nn.functional import Remat, parameter, scan_layers, stack
 from jax_speechlm.nn.layers import FrameKeys, LayerNorm, dropout, split_keys
 from jax_speechlm.parallel import sequence
@@ -37,6 +37,8 @@ class AttentionDecoderConfig(Config):
       num_heads: attention heads.
       ffn_dim: inner width of the feed-forwards.
       max_tokens: positions: tokens of the longest text with its prompt, 448 in Whisper.
+      alignment_heads: (layer, head) pairs whose attention to the frames follows the speech, from which the times of
+        words are computed; with none, all heads of the upper half of the layers.
       dropout: rate on the embeddings, inside and after each feed-forward, and after attention.
       attention: implementation of self-attention (see `nn.attention.dot.Kernel`).
       remat: activations that the forward pass keeps for the backward pass (see `functional.Remat`).
@@ -48,6 +50,7 @@ class AttentionDecoderConfig(Config):
     num_heads: pydantic.PositiveInt = 6
     ffn_dim: pydantic.PositiveInt = 1536
     max_tokens: pydantic.PositiveInt = 448
+    alignment_heads: tuple[tuple[pydantic.NonNegativeInt, pydantic.NonNegativeInt], ...] = ()
     dropout: float = pydantic.Field(0.0, ge=0, lt=1)
     attention: Kernel = "auto"
     remat: Remat = "dots"
@@ -57,6 +60,11 @@ class AttentionDecoderConfig(Config):
     def _heads_divide_dim(self):
         if self.dim % self.num_heads:
             raise ValueError(f"dim ({self.dim}) must be a multiple of num_heads ({self.num_heads})")
+        if any(layer >= self.num_layers or head >= self.num_heads for layer, head in self.alignment_heads):
+            raise ValueError(
+                f"alignment_heads {self.alignment_heads} are (layer, head) pairs, and there are {self.num_layers} "
+                f"layers of {self.num_heads} heads"
+            )
         return self
 
 
@@ -90,28 +98,26 @@ class DecoderLayer(nnx.Module):
         self,
         x: Float[Array, "batch time dim"],
         mix: Callable[..., tuple[Array, Any]],
-        source: tuple[Array, Array],
-        visible: Bool[Array, "batch time source"],
+        read: Callable[[Array], tuple[Array, Any]],
         keys: FrameKeys | None,
-    ) -> tuple[Float[Array, "batch time dim"], Any]:
+    ) -> tuple[Float[Array, "batch time dim"], Any, Any]:
         """Runs the layer.
 
         Args:
           mix: `(q, k, v) -> (mixed values, state)`, the self-attention.
-          source: keys and values of the source.
-          visible: True where a token may attend to a frame.
+          read: `q -> (mixed values, output)`, the attention to the source.
 
         Returns:
-          The residual stream after the layer, and the state that `mix` returned.
+          The residual stream after the layer, the state that `mix` returned, and the output that `read` returned.
         """
         self_key, source_key, inner_key, out_key = split_keys(keys, 4)
         maps, normed = self.attention, self.attention_norm(x)
         mixed, state = mix(maps.query(normed), maps.key(normed), maps.value(normed))
         x = x + dropout(maps.out(mixed), self.rate, self_key)
-        mixed = source_attention(self.source.query(self.source_norm(x)), *source, visible)
+        mixed, output = read(self.source.query(self.source_norm(x)))
         x = x + dropout(self.source.out(mixed), self.rate, source_key)
         out = self.ffn(self.ffn_norm(x), inner_key)
-        return shard_batch_dim(x + dropout(out, self.rate, out_key)), state
+        return shard_batch_dim(x + dropout(out, self.rate, out_key)), state, output
 
 
 class AttentionDecoder(nnx.Module):
@@ -150,6 +156,56 @@ class AttentionDecoder(nnx.Module):
         Returns:
           float32 hidden states after the final norm, 0 at padding.
         """
+
+        def read(q: Array, key: Array, value: Array, visible: Array) -> tuple[Array, None]:
+            return source_attention(q, key, value, visible), None
+
+        tokens = tokens_BxT, segment_BxT, position_BxT
+        return self._encode(*tokens, source, keys, read, self.config.remat)[0]
+
+    def aligned(
+        self,
+        tokens_BxT: Int[Array, "batch tokens"],
+        segment_BxT: Int[Array, "batch tokens"],
+        position_BxT: Int[Array, "batch tokens"],
+        source: Source,
+    ) -> tuple[Float[Array, "batch tokens dim"], Float[Array, "batch heads tokens time"]]:
+        """Encodes rows as the call; returns the weights of attention to the source in `alignment_heads` too."""
+        layers, heads = self.config.num_layers, self.config.num_heads
+        chosen = self.config.alignment_heads or [(i, j) for i in range(layers // 2, layers) for j in range(heads)]
+        by_layer = [[head for layer, head in chosen if layer == i] for i in range(layers)]
+        most = max(map(len, by_layer))
+        index_LxA = jnp.array([row + [0] * (most - len(row)) for row in by_layer])
+
+        def read(q: Array, key: Array, value: Array, visible: Array, own: Array) -> tuple[Array, Array]:
+            weights_BxHxTxS = source_weights(q, key, visible)
+            return weighted_values(weights_BxHxTxS, value), weights_BxHxTxS[:, own].astype(jnp.float32)
+
+        tokens = tokens_BxT, segment_BxT, position_BxT
+        hidden_BxTxD, weights_LxBxAxTxS = self._encode(*tokens, source, None, read, "none", index_LxA)
+        places = [(i, j) for i, row in enumerate(by_layer) for j in range(len(row))]
+        return hidden_BxTxD, jnp.stack([weights_LxBxAxTxS[i, :, j] for i, j in places], axis=1)
+
+    def _encode(
+        self,
+        tokens_BxT: Array,
+        segment_BxT: Array,
+        position_BxT: Array,
+        source: Source,
+        keys: FrameKeys | None,
+        read: Callable[..., tuple[Array, Any]],
+        remat: Remat,
+        *inputs_L: Array,
+    ) -> tuple[Float[Array, "batch tokens dim"], Any]:
+        """Runs all layers on packed rows.
+
+        Args:
+          read: `(q, keys, values, visible, *inputs) -> (mixed values, output)`, the attention to the source.
+          inputs_L: further inputs of `read`, by layer.
+
+        Returns:
+          The hidden states, and the outputs of `read` by layer.
+        """
         config, segments = self.config, None if keys is None else keys.segments
         num_tokens = tokens_BxT.shape[1]
         tokens_BxT, segment_BxT, position_BxT = map(sequence.pad_time, (tokens_BxT, segment_BxT, position_BxT))
@@ -162,13 +218,15 @@ class AttentionDecoder(nnx.Module):
         *keys_L, key_in = split_keys(None if keys is None else keys.keys, config.num_layers + 1)
         x = dropout(self._embed(tokens_BxT, position_BxT), config.dropout, of(key_in))
 
-        def run(layer: DecoderLayer, x: Array, inputs: tuple[Array, Array, Array | None]) -> tuple[Array, None]:
-            key, value, layer_keys = inputs
-            return layer(x, lambda *qkv: (mix(*qkv), None), (key, value), visible, of(layer_keys))
+        def run(layer: DecoderLayer, x: Array, inputs: tuple[Any, ...]) -> tuple[Array, Any]:
+            key, value, layer_keys, *own = inputs
+            attentions = lambda *qkv: (mix(*qkv), None), lambda q: read(q, key, value, visible, *own)
+            x, _, output = layer(x, *attentions, of(layer_keys))
+            return x, output
 
-        inputs = source.key, source.value, None if keys is None else jnp.stack(keys_L)
-        x, _ = scan_layers(self.layers, run, x, inputs, config.remat)
-        return self._finish(x, segment_BxT > 0)[:, :num_tokens]
+        inputs = source.key, source.value, None if keys is None else jnp.stack(keys_L), *inputs_L
+        x, outputs = scan_layers(self.layers, run, x, inputs, remat)
+        return self._finish(x, segment_BxT > 0)[:, :num_tokens], outputs
 
     def read(self, frames_BxTxD: Float[Array, "batch time dim"], segment_BxT: Int[Array, "batch time"]) -> Source:
         """Computes the keys and values of every layer for an encoder's frames.
@@ -193,6 +251,9 @@ class AttentionDecoder(nnx.Module):
     ) -> tuple[Float[Array, "batch tokens dim"], Cache]:
         """Encodes the next tokens per row, of one utterance each, to the same numbers as the call.
 
+        Several texts of an utterance may share its frames: with `source` of fewer rows, each of these is read by as
+        many rows of tokens, one after the other.
+
         Args:
           position_BxT: below the cache's length, or -1 at padding. All earlier positions are in the cache or in this
             call.
@@ -203,7 +264,9 @@ class AttentionDecoder(nnx.Module):
         length, row = cache["key"].shape[2], jnp.arange(len(tokens_BxT))[:, None]
         slot = jnp.where(position_BxT < 0, length, position_BxT)  # out of bounds: the write is dropped
         earlier = position_BxT[:, :, None] >= jnp.arange(length)
-        visible = jnp.broadcast_to((source.segment > 0)[:, None], (*tokens_BxT.shape, source.segment.shape[1]))
+        utterances, num_frames = source.segment.shape
+        own = utterances, tokens_BxT.size // utterances  # the tokens of an utterance, as one row of queries
+        visible = jnp.broadcast_to((source.segment > 0)[:, None], (*own, num_frames))
 
         def run(
             layer: DecoderLayer, x_and_cache: tuple[Array, Cache], inputs: tuple[Array, Array, Array]
@@ -212,19 +275,23 @@ class AttentionDecoder(nnx.Module):
             index, *key_and_value = inputs
 
             def mix(q: Array, k: Array, v: Array) -> tuple[Array, Cache]:
+                q, k, v = (x.reshape(*tokens_BxT.shape, *x.shape[2:]) for x in (q, k, v))
                 new = {"key": k, "value": v}
                 new = {
                     name: cache[name].at[index, row, slot].set(new[name].astype(cache[name].dtype), mode="drop")
                     for name in cache
                 }
-                return masked_attention(q, new["key"][index], new["value"][index], earlier), new
+                mixed = masked_attention(q, new["key"][index], new["value"][index], earlier)
+                return mixed.reshape(*own, *mixed.shape[2:]), new
 
-            return layer(x, mix, tuple(key_and_value), visible, None), None
+            *after, _ = layer(x, mix, lambda q: (source_attention(q, *key_and_value, visible), None), None)
+            return tuple(after), None
 
         x = self._embed(tokens_BxT, position_BxT)
+        shape = x.shape
         inputs = jnp.arange(self.config.num_layers), source.key, source.value
-        (x, cache), _ = scan_layers(self.layers, run, (x, cache), inputs, "none")
-        return self._finish(x, position_BxT >= 0), cache
+        (x, cache), _ = scan_layers(self.layers, run, (x.reshape(*own, -1), cache), inputs, "none")
+        return self._finish(x.reshape(shape), position_BxT >= 0), cache
 
     @property
     def head_kernel(self) -> Float[Array, "vocab dim"]:

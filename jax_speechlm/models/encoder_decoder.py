@@ -14,7 +14,9 @@ from jax_speechlm.models.encoders import AnyEncoder, make_encoder
 from jax_speechlm.models.whisper import WhisperEncoderConfig
 from jax_speechlm.nn.attention.relative import Chunk
 from jax_speechlm.nn.functional import Remat
+from jax_speechlm.nn.layers import Linear
 from jax_speechlm.nn.lora import LoRA, adapt, make_updates
+from jax_speechlm.parallel.mesh import shard_batch_dim
 
 
 class EncoderDecoderConfig(Config):
@@ -48,12 +50,19 @@ class EncoderDecoderConfig(Config):
 
 
 class EncoderDecoder(nnx.Module):
-    """Encoder-decoder with the parameter groups `encoder`, `decoder` and, with LoRA, `lora`."""
+    """Encoder-decoder with the parameter groups `encoder`, `decoder`, with a CTC head `head`, and with LoRA `lora`.
 
-    def __init__(self, config: EncoderDecoderConfig, vocab_size: int, *, rngs: nnx.Rngs):
+    Args:
+      vocab_size: ids of the decoder.
+      ctc_vocab_size: ids of the CTC head on the encoder, the blank included; 0 for no head.
+    """
+
+    def __init__(self, config: EncoderDecoderConfig, vocab_size: int, *, ctc_vocab_size: int = 0, rngs: nnx.Rngs):
         self.config = config
         self.encoder = make_encoder(config.encoder, rngs=rngs)
         self.decoder = AttentionDecoder(config.decoder, config.encoder.dim, vocab_size, rngs=rngs)
+        if ctc_vocab_size:
+            self.head = Linear((config.encoder.dim,), (ctc_vocab_size,), ("embed", "vocab"), rngs=rngs)
         if config.lora.rank:
             self.lora = make_updates(self, config.lora, rngs=rngs)
 
@@ -63,18 +72,29 @@ class EncoderDecoder(nnx.Module):
             adapt(self, self.lora, self.config.lora)
         return self
 
-    def read_speech(
+    def encode_speech(
         self,
         features_BxTxF: Float[Array, "batch time feature"],
         lengths: Lengths,
         *,
         keys: Key[Array, "*utterances"] | None = None,
         chunk: Chunk | None = None,
-    ) -> Source:
-        """Encodes speech to what the decoder reads; arguments as of the encoder."""
+    ) -> tuple[Float[Array, "batch frames dim"], Segments]:
+        """Encodes speech to frames and the utterances among them; arguments as of the encoder."""
         frames_BxTxD, _ = self.encoder(features_BxTxF, lengths, keys=keys, chunk=chunk)
-        segments = Segments.of(frames_of(self.config.encoder, lengths))
+        return frames_BxTxD, Segments.of(frames_of(self.config.encoder, lengths))
+
+    def read(self, frames_BxTxD: Float[Array, "batch frames dim"], segments: Segments) -> Source:
+        """Computes what the decoder reads of encoded frames."""
         return self.decoder.read(frames_BxTxD, segments.segment(frames_BxTxD.shape[1]))
+
+    def read_speech(self, features_BxTxF: Float[Array, "batch time feature"], lengths: Lengths) -> Source:
+        """Encodes speech to what the decoder reads."""
+        return self.read(*self.encode_speech(features_BxTxF, lengths))
+
+    def ctc_logits(self, frames_BxTxD: Float[Array, "batch frames dim"]) -> Float[Array, "batch frames vocab"]:
+        """Computes logits of the CTC head, sharded over the batch only: an alignment covers the whole time axis."""
+        return shard_batch_dim(self.head(frames_BxTxD))
 
 
 def _published(encoder: WhisperEncoderConfig, layers: int | None = None) -> EncoderDecoderConfig:

@@ -155,7 +155,7 @@ def _encoder_decoder(config: EncoderDecoderConfig) -> Toy:
     def pack(module, x, segments, keys):
         texts = Segments.one_after_another(5 * (segments.length > 0))
         num = 5 * segments.num
-        source = module.read_speech(x, segments, keys=keys)
+        source = module.read(*module.encode_speech(x, segments, keys=keys))
         position = texts.position(num)
         tokens = (1 + position, texts.segment(num), position)
         logits = module.decoder.logits(module.decoder(*tokens, source, FrameKeys(keys, texts)))

@@ -34,6 +34,7 @@ from jax_speechlm.models.wav2vec2 import Wav2Vec2EncoderConfig
 from jax_speechlm.models.whisper import WhisperEncoderConfig
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.lora import LoRA
+from jax_speechlm.objectives.asr.aed import AED
 from jax_speechlm.objectives.asr.ctc import CTC
 from jax_speechlm.objectives.asr.transducer import Transducer
 from jax_speechlm.objectives.base import Objective, ObjectiveConfig, label_grid
@@ -110,6 +111,7 @@ MODELS = {
 TRANSFORMERS = {"masked_lm": BERT, "classification": BOTH_WAYS}
 
 SETTINGS = {config.kind: config for config in tiny.OBJECTIVES.values()} | {
+    "aed": AED(ctc_weight=0.3),
     "causal_lm": CausalLM(z_weight=1e-3),
     "classification": Classification(classes=("low", "middle", "high")),
     "ctc": CTC(intermediate=(1,), consistency=0.2),

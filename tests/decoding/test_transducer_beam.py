@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from jax_speechlm.decoding.ctc.prefix_beam import BeamSettings
-from jax_speechlm.decoding.lm.fusion import StepScorer
 from jax_speechlm.decoding.transducer.beam import Network, beam_search
 from jax_speechlm.decoding.transducer.greedy import init_state, step
 from jax_speechlm.objectives.asr.transducer_loss import transducer_loss
+from tests.decoding.scorers import Pairs
 from tests.decoding.transducers import CASES, DIM, FRAMES, VOCAB, frames, model
 
 EVERYTHING = BeamSettings(size=600, token_floor=-np.inf, gap=np.inf)
@@ -83,26 +83,9 @@ def test_depends_on_neither_batch_nor_padding(name):
         np.testing.assert_allclose([e.score for e in alone[0]], [e.score for e in together[row]], atol=1e-4)
 
 
-class Pairs(StepScorer):
-    """A bigram model whose log-probabilities are a table; a token is a unit."""
-
-    def __init__(self):
-        super().__init__(VOCAB)
-        self.table = np.log(np.random.default_rng(5).dirichlet(np.full(VOCAB, 0.3), VOCAB) + 1e-6)
-
-    def initial(self):
-        return 0
-
-    def step(self, value, token):
-        return self.table[value, token], 1, token
-
-    def end(self, value):
-        return self.table[value, 0], 0
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_scorers_add_to_the_score_of_every_hypothesis(name):
-    scorer, encoder, length = Pairs(), frames(2)[:, :2], np.array([2, 2])
+    scorer, encoder, length = Pairs(VOCAB), frames(2)[:, :2], np.array([2, 2])
     scorer.alpha, scorer.beta = 0.7, 0.1
     plain = beam_search(network(name), encoder, length, (), EVERYTHING, 1000, max_symbols=2)
     fused = beam_search(network(name), encoder, length, (scorer,), EVERYTHING, 1000, max_symbols=2)

@@ -36,10 +36,13 @@ def save_run(
     return folder
 
 
-def write_run(folder: Path, experiment: Experiment, tokenizer: Tokenizer | None, units: str | None = None) -> Path:
+def write_run(
+    folder: Path, experiment: Experiment, tokenizer: Tokenizer | None, units: str | None = None, params=None
+) -> Path:
     """The same parameters, but nothing besides them: no optimizer is built, nothing is compiled."""
     objective = experiment.objective.build(experiment.model, experiment.frontend, tokenizer)
-    params = jax.tree.map(lambda leaf: 3 * leaf, functional.init(objective.make, jax.random.key(experiment.seed)))
+    if params is None:
+        params = jax.tree.map(lambda leaf: 3 * leaf, functional.init(objective.make, jax.random.key(experiment.seed)))
     meta = {"experiment": experiment.model_dump(mode="json"), "tokenizer": tokenizer_files(tokenizer), "units": units}
     meta |= {"training_only": objective.training_only}
     write(folder, params, meta | {"plan": "", "step": 0})

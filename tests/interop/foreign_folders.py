@@ -171,6 +171,7 @@ def write_text_model(
 
 
 LANGUAGES = "en", "de"
+ALIGNMENT_HEADS = [[1, 3], [0, 2], [1, 0]]
 
 
 def write_whisper(folder: Path, *, multilingual: bool = True) -> dict[str, np.ndarray]:
@@ -191,7 +192,8 @@ def write_whisper(folder: Path, *, multilingual: bool = True) -> dict[str, np.nd
     write_weights(folder, arrays)
     write_json(folder, "config.json", whisper.config_to_hugging_face(config, num_rows) | special)
     write_json(folder, FRONT_END, whisper.features_to_hugging_face(WhisperMel(num_mel_bins=16, window_seconds=1)))
-    write_json(folder, "generation_config.json", special | suppressed | {"is_multilingual": multilingual})
+    generation = special | suppressed | {"is_multilingual": multilingual, "alignment_heads": ALIGNMENT_HEADS}
+    write_json(folder, "generation_config.json", generation)
     token = "<|endoftext|>"
     names = {f"{name}_token": token for name in ("bos", "eos", "pad", "unk")}
     write_json(folder, "tokenizer_config.json", names | {"tokenizer_class": "WhisperTokenizer"})

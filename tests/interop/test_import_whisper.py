@@ -19,7 +19,7 @@ from jax_speechlm.interop.hf.export import write_checked
 from jax_speechlm.interop.hf.import_ import import_run, read_folder
 from jax_speechlm.nn import functional
 from jax_speechlm.training.runs import LoadedRun
-from tests.interop.foreign_folders import TEXTS, change_json, load, write_whisper
+from tests.interop.foreign_folders import ALIGNMENT_HEADS, TEXTS, change_json, load, write_whisper
 
 
 @pytest.fixture(scope="module")
@@ -131,10 +131,47 @@ def test_times_in_a_text_are_those_of_its_segments(run):
     assert plain._phrases(ids) == (Phrase(0.0, None, "the cat sat"),)
 
 
-def test_what_only_ctc_decoding_has_is_refused(run):
+def test_a_beam_gives_alternatives_whatever_else_is_in_the_batch(run):
     assert AttentionRecognizer.load(run, Decoding(decoder="greedy")).fallback.temperatures == (0.0,)
-    with pytest.raises(ValueError, match="was trained by aed, which is decoded greedily"):
-        AttentionRecognizer.load(run, Decoding(decoder="beam"))
+    model = open_transcriber(run, Decoding(decoder="beam", beam_size=3))
+    model = dataclasses.replace(model, fallback=Fallback(temperatures=(0.0,)))
+    assert model.decoding_description == "beam 3"
+    rng = np.random.default_rng(0)
+    clips = [rng.normal(0, 2000, length).astype(np.int16) for length in (9000, 16_000, 3000)]
+    together = [next(model.transcribe([clip])) for clip in clips]
+    assert any(each.segments for each in together)
+    for one, other in zip(together, model.transcribe(clips), strict=True):
+        assert one.text == other.text
+        for segment in one.segments:
+            assert segment.alternatives[0] == segment.text
+            assert len(segment.alternatives) > 1
+    with pytest.raises(ValueError, match=r"has no CTC head for --ctc-weight"):
+        open_transcriber(run, Decoding(decoder="beam", ctc_weight=0.3))
+    with pytest.raises(ValueError, match="only runs with CTC posteriors make an ensemble"):
+        open_transcriber(run, ensemble=(run,))
+
+
+@pytest.mark.parametrize("timestamps", [False, True])
+def test_words_have_times_in_their_order(run, timestamps):
+    model = open_transcriber(run, Decoding(decoder="greedy", timestamps=timestamps))
+    answers = [
+        Answer((Phrase(0.0, 0.4, "a"), Phrase(0.4, None, "b")), -1.0, 4, 0.0, 0.0),
+        Answer((), -1.0, 0, 0.9, 0.0),
+    ]
+    window = AudioWindow(None, 0, 0, 16_000)
+    every = model.utterances([(window, answers[0]), (window, None), (window, answers[1])])
+    assert [answer.text for _, answer in every] == ["a", "b"]
+    assert model.experiment.model.decoder.alignment_heads == tuple(map(tuple, ALIGNMENT_HEADS))
+    rng = np.random.default_rng(1)
+    clips = [rng.normal(0, 2000, length).astype(np.int16) for length in (9000, 16_000, 40_000)]
+    together = list(model.transcribe(clips))
+    for clip, transcript in zip(clips, together, strict=True):
+        starts = [word.start for word in transcript.words]
+        assert starts == sorted(starts)
+        assert all(word.start < word.end <= len(clip) / 16_000 + 0.02 for word in transcript.words)
+        assert all(0 < word.confidence <= 1 for word in transcript.words)
+    (alone,) = model.transcribe(clips[:1])
+    assert [(w.word, w.start, w.end) for w in alone.words] == [(w.word, w.start, w.end) for w in together[0].words]
 
 
 def test_a_text_of_noise_is_left_out(run):

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from data_pipelines.tokenizers.base import CharTokenizer
@@ -73,6 +74,24 @@ def test_the_loss_is_that_of_rows_built_one_by_one(smoothing, whisper):
     np.testing.assert_allclose(float(total), nats / count, rtol=1e-5)
     np.testing.assert_allclose(float(metrics.get("cross_entropy", metrics["loss"])[0]), plain, rtol=1e-5)
     assert int(metrics["accuracy"][0]) == right
+
+
+def test_with_a_ctc_head_the_loss_is_a_mixture_of_both():
+    params, objective, loss = built(AED(label_smoothing=0.3, ctc_weight=0.4))
+    total, metrics = loss(params, batch_of(ROWS), None)
+    plain = {name: params[name] for name in ("encoder", "decoder")}
+    _, alone = built(AED(label_smoothing=0.3))[2](plain, batch_of(ROWS), None)
+    logits, lengths = objective.logits(params, batch_of(ROWS))
+    nats = 0.0
+    for row, (_, text) in enumerate(ROWS):
+        if length := int(lengths[row]):
+            labels = jnp.array([TOKENIZER.encode(text) or [1]])
+            padding = jnp.zeros((1, length)), labels, jnp.full(labels.shape, not text)
+            nats += optax.ctc_loss(jax.nn.log_softmax(logits[row : row + 1, :length]), *padding)[0]
+    np.testing.assert_allclose(metrics["ctc"], (nats, 12), rtol=1e-5)
+    np.testing.assert_allclose(metrics["attention"], alone["loss"], rtol=1e-5)
+    np.testing.assert_allclose(total, (0.4 * nats + 0.6 * alone["loss"][0]) / 12, rtol=1e-5)
+    assert [float(each) for each in metrics["infeasible"]] == [1, 4]
 
 
 def test_with_lora_only_the_updates_are_trained():

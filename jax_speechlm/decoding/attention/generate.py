@@ -38,6 +38,35 @@ class Rules(NamedTuple):
     no_speech: int | None = None
 
 
+class Times(NamedTuple):
+    """What the ids of texts so far imply for times that may follow.
+
+    Attributes:
+      is_time, was_time: whether the last id and the one before are times; at the start the latter holds.
+      least: least time that may follow, in steps.
+    """
+
+    is_time: Bool[Array, " batch"]
+    was_time: Bool[Array, " batch"]
+    least: Int[Array, " batch"]
+
+    @classmethod
+    def of(cls, rows: int) -> "Times":
+        """Returns the state of empty texts."""
+        return cls(jnp.zeros(rows, bool), jnp.ones(rows, bool), jnp.zeros(rows, jnp.int32))
+
+    def after(self, token_B: Int[Array, " batch"], first: int | None, at_start: Bool[Array, ""]) -> "Times":
+        """Returns the state after another id, the first `at_start`; `first` is `Rules.first_timestamp`."""
+        if first is None:
+            return self
+        is_time = (token_B >= first) & (token_B < first + TIMESTAMPS)
+        # After the time that ends a stretch the next may begin at it; one that ends a stretch is later than its
+        # beginning.
+        begins = is_time & (self.is_time | at_start)
+        least = jnp.where(is_time, token_B - first + begins, self.least)
+        return Times(is_time, self.is_time | at_start, least)
+
+
 class Generated(NamedTuple):
     """Generated texts.
 
@@ -96,10 +125,7 @@ def generate(
     def choose(state: dict[str, Any]) -> dict[str, Any]:
         """Appends an id to every unfinished row."""
         step, done = state["step"], state["done"]
-        allowed = jnp.asarray(rules.allowed) & (jnp.asarray(rules.allowed_first) | (step > 0))
-        logits_BxV = jnp.where(allowed, decoder.logits(state["hidden"]), -jnp.inf)
-        if rules.first_timestamp is not None:
-            logits_BxV = _with_times(logits_BxV, state, rules.first_timestamp, rules.end)
+        logits_BxV = allowed_logits(decoder.logits(state["hidden"]), rules, step == 0, state["times"])
         log_probs_BxV = jax.nn.log_softmax(logits_BxV)
         keys = jax.vmap(lambda key: jax.random.fold_in(key, step))(keys_B)
         scaled = logits_BxV / jnp.where(temperature_B > 0, temperature_B, 1)[:, None]
@@ -109,7 +135,8 @@ def generate(
         ends = ~done & (token_B == rules.end)
         kept_B = jnp.where(done | ends, PADDING, token_B)
         length_B = state["length"] + (~done & ~ends)
-        return _seen(state, kept_B, rules.first_timestamp) | {
+        return state | {
+            "times": state["times"].after(kept_B, rules.first_timestamp, step == 0),
             "step": step + 1,
             "token": kept_B,
             "tokens": jax.lax.dynamic_update_index_in_dim(state["tokens"], kept_B, step, axis=1),
@@ -134,10 +161,7 @@ def generate(
         "log_prob": jnp.zeros(rows),
         "ended": no,
         "done": limit_B <= 0,
-        # of texts with times: whether the last id and the one before are times, and the least time that may follow
-        "is_time": no,
-        "was_time": ~no,
-        "least_time": jnp.zeros(rows, jnp.int32),
+        "times": Times.of(rows),
     }
 
     def unfinished(state: dict[str, Any]) -> Array:
@@ -147,7 +171,18 @@ def generate(
     return Generated(state["tokens"], state["length"], state["log_prob"], state["ended"], no_speech_B)
 
 
-def _with_times(logits_BxV: Array, state: dict[str, Any], first: int, end: int) -> Float[Array, "batch vocab"]:
+def allowed_logits(
+    logits_BxV: Float[Array, "batch vocab"], rules: Rules, at_start: Bool[Array, ""], times: Times
+) -> Float[Array, "batch vocab"]:
+    """Returns logits with -inf for ids that may not follow, or not begin a text `at_start`."""
+    allowed = jnp.asarray(rules.allowed) & (jnp.asarray(rules.allowed_first) | ~at_start)
+    logits_BxV = jnp.where(allowed, logits_BxV, -jnp.inf)
+    if rules.first_timestamp is None:
+        return logits_BxV
+    return _with_times(logits_BxV, times, at_start, rules.first_timestamp, rules.end)
+
+
+def _with_times(logits_BxV: Array, times: Times, at_start: Array, first: int, end: int) -> Float[Array, "batch vocab"]:
     """Returns the logits of a text with times, -inf for what may not follow.
 
     The rules are those of OpenAI's `ApplyTimestampRules`.
@@ -155,11 +190,10 @@ def _with_times(logits_BxV: Array, state: dict[str, Any], first: int, end: int) 
     ids = jnp.arange(logits_BxV.shape[1])
     is_time, is_text = (ids >= first) & (ids < first + TIMESTAMPS), ids != end
     is_text &= ~is_time
-    at_start = state["step"] == 0
     # A time after a time begins a stretch of text; a single one ends it, and another one or the end follows.
-    opened, closed = state["is_time"] & state["was_time"], state["is_time"] & ~state["was_time"]
+    opened, closed = times.is_time & times.was_time, times.is_time & ~times.was_time
     wrong = (opened[:, None] & is_time) | (closed[:, None] & is_text)
-    wrong |= is_time & (ids - first < state["least_time"][:, None])
+    wrong |= is_time & (ids - first < times.least[:, None])
     wrong |= at_start & (~is_time | (ids >= first + _FIRST_TIMES))
     logits_BxV = jnp.where(wrong, -jnp.inf, logits_BxV)
     # Where a time is more probable than any other id, it is one of them.
@@ -167,14 +201,3 @@ def _with_times(logits_BxV: Array, state: dict[str, Any], first: int, end: int) 
     times_B = jax.nn.logsumexp(jnp.where(is_time, log_probs, -jnp.inf), axis=-1)
     others_B = jnp.max(jnp.where(is_time, -jnp.inf, log_probs), axis=-1)
     return jnp.where((times_B > others_B)[:, None] & ~is_time, -jnp.inf, logits_BxV)
-
-
-def _seen(state: dict[str, Any], token_B: Array, first: int | None) -> dict[str, Any]:
-    """Returns the state of the times after another id."""
-    if first is None:
-        return state
-    is_time = (token_B >= first) & (token_B < first + TIMESTAMPS)
-    # After the time that ends a stretch the next may begin at it; one that ends a stretch is later than its beginning.
-    begins = is_time & (state["is_time"] | (state["step"] == 0))
-    least = jnp.where(is_time, token_B - first + begins, state["least_time"])
-    return state | {"is_time": is_time, "was_time": state["is_time"] | (state["step"] == 0), "least_time": least}

@@ -46,6 +46,8 @@ class Decoding(Config):
       rescore_alpha: weight of rescore.
       rescore_beta: bonus per word.
       beam_size: prefixes that the search keeps.
+      ctc_weight: share of the CTC head in the recognizer's log-probability, in the beam search of a run that was
+        trained by aed with one; by default that of its training.
       warps: factors of frequency, of which each utterance gets the one whose best path is likeliest (VTLN): 0.9 0.95 1
         1.05 1.1. Of runs that were trained by ctc on the features of Kaldi.
       timestamps: whether a Whisper predicts times in its texts, at which segments then begin and end. Runs that were
@@ -62,6 +64,7 @@ class Decoding(Config):
     rescore_alpha: pydantic.FiniteFloat | None = None
     rescore_beta: pydantic.FiniteFloat | None = None
     beam_size: Annotated[int, pydantic.Field(ge=1)] = 16
+    ctc_weight: Annotated[float, pydantic.Field(ge=0, lt=1)] | None = None
     warps: tuple[Annotated[float, pydantic.Field(ge=0.7, le=1.4)], ...] = ()
     timestamps: bool = False
 
@@ -111,6 +114,8 @@ class Decoding(Config):
     def _greedy_uses_nothing(self):
         if self.decoder == "greedy" and (self.lm or self.boost or self.rescore):
             raise ValueError("greedy decoding uses no language model and no list of words: take decoder beam")
+        if self.ctc_weight is not None and self.is_greedy:
+            raise ValueError("greedy decoding of a decoder has no use for its CTC head: add decoder beam to ctc_weight")
         if self.lm_ensemble and not self.lm:
             raise ValueError("lm_ensemble adds to the language model that lm names: name one with --lm")
         return self

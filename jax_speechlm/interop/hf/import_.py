@@ -43,6 +43,7 @@ from jax_speechlm.interop.hf.foreign_tokenizers import (
 )
 from jax_speechlm.interop.hf.mapping import TensorSource, place
 from jax_speechlm.interop.hf.registry import TEXT_MODELS, Model, id_axis, read_model, settings
+from jax_speechlm.interop.hf.speech_forms import GENERATION
 from jax_speechlm.interop.hf.speech_heads import WHOLE, Head, x_vector_config_from_hugging_face
 from jax_speechlm.interop.hf.verify.check import check_import
 from jax_speechlm.interop.hf.verify.verdict import Verdict
@@ -190,8 +191,9 @@ def _as_exported(model: Model) -> tuple[Experiment, Tokenizer | None, str | None
         experiment = experiment.replace(objective=experiment.objective.student)
     if model.architecture == voxtral.ARCHITECTURE:  # LoRA is merged into its weights
         experiment = experiment.replace(model=experiment.model.replace(lora=LoRA()))
-    if model.architecture == whisper.ARCHITECTURE:  # LoRA is merged into its weights
-        return experiment.replace(model=experiment.model.replace(lora=LoRA())), tokenizer, None
+    if model.architecture == whisper.ARCHITECTURE:  # LoRA is merged into its weights, and the CTC head left out
+        parts = {"model": experiment.model.replace(lora=LoRA())}
+        return experiment.replace(**parts, objective=experiment.objective.replace(ctc_weight=0.0)), tokenizer, None
     if {"transformer", "generator", "acoustic"} & model.sources.keys() or _HEADS.get(model.architecture) in WHOLE:
         return experiment, tokenizer, record.get("units")
     if model.architecture == wav_tokenizer.MODEL:  # without the discriminators
@@ -314,6 +316,10 @@ def _whisper(model: Model) -> tuple[Experiment, Tokenizer | None]:
     num_rows = _num_rows(model, model.settings, ("decoder", "embedding"))
     tokenizer, tokens = read_whisper_tokenizer(model.folder, model.values, num_rows)
     experiment, _ = _of_speech(model, AED(label_smoothing=0.0, whisper=tokens))
+    if (model.folder / GENERATION).is_file():
+        heads = folders.read_json(model.folder, GENERATION).get("alignment_heads") or ()
+        decoder = experiment.model.decoder.replace(alignment_heads=tuple(map(tuple, heads)))
+        experiment = experiment.replace(model=experiment.model.replace(decoder=decoder))
     # Each utterance of a packed row would become a window of its own.
     return experiment.replace(data=experiment.data.replace(packed=False)), tokenizer
 

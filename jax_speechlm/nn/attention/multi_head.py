@@ -36,6 +36,24 @@ class MultiHeadMaps(nnx.Module):
         self.out = Linear(heads, (dim,), _OUT_OF, gain=gain, rngs=rngs)
 
 
+def source_weights(
+    q_BxTxHxK: Float[Array, "batch query heads head_dim"],
+    k_BxHxSxK: Float[Array, "batch heads source head_dim"],
+    mask_BxTxS: Bool[Array, "batch query source"],
+) -> Float[Array, "batch heads query source"]:
+    """Computes the weights of `source_attention`, in the type of the queries."""
+    q_BxTxHxK = q_BxTxHxK * q_BxTxHxK.shape[-1] ** -0.5
+    scores = jnp.einsum("bthk,bhsk->bhts", q_BxTxHxK, k_BxHxSxK, preferred_element_type=jnp.float32)
+    return masked_softmax(scores, mask_BxTxS[:, None], q_BxTxHxK.dtype)
+
+
+def weighted_values(
+    weights_BxHxTxS: Float[Array, "batch heads query source"], v_BxHxSxK: Float[Array, "batch heads source head_dim"]
+) -> Float[Array, "batch query heads head_dim"]:
+    """Computes the means of values by `source_weights`."""
+    return jnp.einsum("bhts,bhsk->bthk", weights_BxHxTxS, v_BxHxSxK)
+
+
 def source_attention(
     q_BxTxHxK: Float[Array, "batch query heads head_dim"],
     k_BxHxSxK: Float[Array, "batch heads source head_dim"],
@@ -50,7 +68,4 @@ def source_attention(
     Returns:
       The weighted means of the values, in their type.
     """
-    q_BxTxHxK = q_BxTxHxK * q_BxTxHxK.shape[-1] ** -0.5
-    scores = jnp.einsum("bthk,bhsk->bhts", q_BxTxHxK, k_BxHxSxK, preferred_element_type=jnp.float32)
-    weights = masked_softmax(scores, mask_BxTxS[:, None], v_BxHxSxK.dtype)
-    return jnp.einsum("bhts,bhsk->bthk", weights, v_BxHxSxK)
+    return weighted_values(source_weights(q_BxTxHxK, k_BxHxSxK, mask_BxTxS), v_BxHxSxK)

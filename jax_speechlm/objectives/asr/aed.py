@@ -1,4 +1,7 @@
-"""Attention encoder-decoder: cross-entropy of each token of a transcript, given the speech and the tokens before it."""
+"""Attention encoder-decoder: cross-entropy of each token of a transcript, given the speech and the tokens before it.
+
+With a CTC head on the encoder it is the hybrid of Watanabe et al. 2017.
+"""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple
@@ -12,16 +15,26 @@ from pydantic import Field
 from data_pipelines.core.tokenizer import Tokenizer
 from jax_speechlm.core.batch import Batch, by_utterance, text_places
 from jax_speechlm.core.config import Config
-from jax_speechlm.core.segments import Segments, move
+from jax_speechlm.core.segments import Lengths, Segments, move
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.frontend.frontend import FrontEnd, features
 from jax_speechlm.models import attention_decoder, encoders
 from jax_speechlm.models.attention_decoder import AttentionDecoder
 from jax_speechlm.models.encoder_base import frames_of
 from jax_speechlm.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
+from jax_speechlm.nn import functional
 from jax_speechlm.nn.layers import FrameKeys
+from jax_speechlm.objectives.asr.ctc_loss import packed_ctc_loss
 from jax_speechlm.objectives.asr.whisper_tokens import WhisperTokens
-from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, check_features, check_no_crop, row_keys
+from jax_speechlm.objectives.base import (
+    Metrics,
+    Objective,
+    ObjectiveConfig,
+    check_features,
+    check_no_crop,
+    on_params,
+    row_keys,
+)
 from jax_speechlm.objectives.lm.causal_lm import token_metrics
 
 
@@ -37,6 +50,8 @@ class AED(ObjectiveConfig):
       language: code of the texts' language, for a multilingual Whisper, which finds it by itself in transcription if
         None; training needs it.
       task: "translate" trains on the English translation of each utterance in place of its text.
+      ctc_weight: share of the CTC loss of a linear head on the encoder in the total; 0 for no head. The head keeps the
+        decoder's reading in order, measures WER during training, aligns, and has its part in the beam search.
     """
 
     kind: Literal["aed"] = "aed"
@@ -45,6 +60,7 @@ class AED(ObjectiveConfig):
     whisper: WhisperTokens | None = None
     language: str | None = None
     task: Literal["transcribe", "translate"] = "transcribe"
+    ctc_weight: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     @property
     def text_column(self) -> str:
@@ -59,27 +75,37 @@ class AED(ObjectiveConfig):
             return np.array([Vocabulary.of(tokenizer).boundary], np.int32)
         return np.array(self.whisper.prompt(self.language, self.task, timestamps), np.int32)
 
+    def make_model(self, model: EncoderDecoderConfig, tokenizer: Tokenizer | None) -> functional.MakeModule:
+        """Returns the constructor of the model."""
+        vocab_size, ctc_vocab_size = Vocabulary.of(tokenizer).size, tokenizer.vocab_size if self.ctc_weight else 0
+        return lambda rngs: EncoderDecoder(model, vocab_size, ctc_vocab_size=ctc_vocab_size, rngs=rngs)
+
     def build(self, model: Config, frontend: FrontEnd, tokenizer: Tokenizer | None) -> Objective:
         """Builds the objective. The loss is a mean over the tokens of the transcripts and the boundary after each;
-        utterances without a frame are excluded. Metrics: `loss`; with label smoothing `cross_entropy`, the loss without
-        it; `accuracy` (teacher-forced).
+        utterances without a frame are excluded. Metrics: `loss`; with a CTC head its parts `attention` and `ctc`, and
+        `infeasible` (share of utterances without a CTC alignment, which the decoder alone learns from); with label
+        smoothing `cross_entropy`, the decoder's loss without it; `accuracy` (teacher-forced).
         """
         if not isinstance(model, EncoderDecoderConfig):
             raise ValueError(f"aed trains an encoder with an attention decoder, not a {model.kind}")
         check_features(model.encoder, frontend.mel)
         check_no_crop(frontend, "transcript")
-        vocabulary = Vocabulary.of(tokenizer)
-
-        def make(rngs):
-            return EncoderDecoder(model, vocabulary.size, rngs=rngs)
+        vocabulary, make = Vocabulary.of(tokenizer), self.make_model(model, tokenizer)
 
         def score(module: EncoderDecoder, batch: Batch, key: PRNGKeyArray | None) -> Metrics:
             return self._score(module.with_lora(), batch, key, frontend, vocabulary, self.prompt_ids(tokenizer))
 
-        def flops(batch: Mapping[str, Any]) -> float:
-            return _flops(batch, model, frontend, vocabulary.size, self.added_tokens(tokenizer))
+        def ctc_logits(module: EncoderDecoder, batch: Batch) -> tuple[Array, Lengths]:
+            x_BxTxF, lengths = features(batch, frontend, None)
+            frames_BxTxD, _ = module.with_lora().encode_speech(x_BxTxF, lengths)
+            return module.ctc_logits(frames_BxTxD), frames_of(model.encoder, lengths)
 
-        return Objective.of(make, score, frozen=self.freeze, batch_flops=flops)
+        def flops(batch: Mapping[str, Any]) -> float:
+            heads = vocabulary.size, tokenizer.vocab_size if self.ctc_weight else 0
+            return _flops(batch, model, frontend, *heads, self.added_tokens(tokenizer))
+
+        parts = {"logits": on_params(make, ctc_logits)} if self.ctc_weight else {}
+        return Objective.of(make, score, frozen=self.freeze, batch_flops=flops, **parts)
 
     def _score(
         self,
@@ -99,10 +125,10 @@ class AED(ObjectiveConfig):
         x_BxTxF, segments = features(batch, frontend, augment_key)
         keys = keys_of("encoder", encoder_key)
         chunk = None if keys is None else encoders.draw_chunk(model.config.encoder, chunk_key)
-        source = model.read_speech(x_BxTxF, segments, keys=keys, chunk=chunk)
+        frames_BxTxD, segments = model.encode_speech(x_BxTxF, segments, keys=keys, chunk=chunk)
 
-        has_frames = Segments.of(frames_of(model.config.encoder, segments)).length > 0
-        texts = _texts(batch, batch["weight"] * has_frames, prompt, vocabulary.boundary, num_tokens)
+        weight_BxN = batch["weight"] * (segments.length > 0)
+        texts = _texts(batch, weight_BxN, prompt, vocabulary.boundary, num_tokens)
         limit = model.config.decoder.max_tokens
         if texts.utterances.num == 1 and num_tokens > limit:
             raise ValueError(
@@ -112,13 +138,27 @@ class AED(ObjectiveConfig):
         keys = keys_of("decoder", decoder_key)
         keys = None if keys is None else FrameKeys(keys, texts.utterances)
         places = texts.utterances.segment(num_tokens), texts.utterances.position(num_tokens)
-        hidden_BxLxD = model.decoder(texts.tokens, *places, source, keys)
+        hidden_BxLxD = model.decoder(texts.tokens, *places, model.read(frames_BxTxD, segments), keys)
         metrics, _ = token_metrics(model.decoder, hidden_BxLxD, texts.target, texts.weight)
         if self.label_smoothing:
             total, count = metrics["loss"]
             smoothed = total + self.label_smoothing * _to_uniform(model.decoder, hidden_BxLxD, texts, vocabulary)
             metrics |= {"loss": (smoothed, count), "cross_entropy": (total, count)}
+        if self.ctc_weight:
+            metrics |= self._with_ctc(model.ctc_logits(frames_BxTxD), segments, batch, weight_BxN, metrics["loss"])
         return metrics
+
+    def _with_ctc(
+        self, logits_BxTxV: Array, segments: Segments, batch: Batch, weight_BxN: Array, attention: tuple[Array, Array]
+    ) -> Metrics:
+        """Returns the joint loss and its parts, all over the tokens that the decoder predicts."""
+        total, count = attention
+        rows = segments.segment(logits_BxTxV.shape[1]), batch["tokens"], batch["token_length"]
+        loss_BxN, feasible_BxN = packed_ctc_loss(logits_BxTxV, *rows)
+        ctc = jnp.sum(weight_BxN * loss_BxN)
+        joint = self.ctc_weight * ctc + (1 - self.ctc_weight) * total
+        infeasible = jnp.sum(batch["weight"] * ~feasible_BxN), jnp.sum(batch["weight"])
+        return {"loss": (joint, count), "attention": attention, "ctc": (ctc, count), "infeasible": infeasible}
 
 
 class _Texts(NamedTuple):
@@ -169,7 +209,12 @@ def _to_uniform(
 
 
 def _flops(
-    batch: Mapping[str, Any], model: EncoderDecoderConfig, frontend: FrontEnd, vocab_size: int, added: int
+    batch: Mapping[str, Any],
+    model: EncoderDecoderConfig,
+    frontend: FrontEnd,
+    vocab_size: int,
+    ctc_vocab_size: int,
+    added: int,
 ) -> float:
     rows, num_samples = batch["audio"].shape
     num_vectors = frontend.mel.num_frames(num_samples)
@@ -177,4 +222,5 @@ def _flops(
         num_vectors *= batch["audio_start"].shape[1]
     num_frames, num_tokens = model.encoder.num_frames(num_vectors), text_places(batch, added)
     decoder = model.decoder, model.encoder.dim, vocab_size, num_tokens, num_frames, rows
-    return encoders.forward_flops(model.encoder, num_vectors, rows) + attention_decoder.forward_flops(*decoder)
+    head = 2.0 * rows * num_frames * model.encoder.dim * ctc_vocab_size
+    return encoders.forward_flops(model.encoder, num_vectors, rows) + attention_decoder.forward_flops(*decoder) + head

@@ -10,7 +10,6 @@ from jax_speechlm.inference.segmentation import in_batches
 from jax_speechlm.interop.hf.verify.subject import Subject, compiled, distance, within
 from jax_speechlm.interop.hf.verify.text import LONG_TEXT, compare_text
 from jax_speechlm.interop.hf.verify.verdict import expect_equal
-from jax_speechlm.models.encoder_decoder import EncoderDecoder
 
 _MOST_TOKENS = 60  # of a text whose logits are compared
 
@@ -46,15 +45,15 @@ def logits(subject: Subject) -> str:
     Logits of published models reach 30 and more, where float32 rounds sums of hundreds of terms by 1e-4: above 1, the
     tolerance is a share of the largest.
     """
-    run, size = subject.run, subject.vocabulary.size
+    run = subject.run
 
     def row_logits(module, features, tokens):
         source = module.read_speech(features, jnp.array([features.shape[1]]))
         position = jnp.arange(tokens.shape[1])[None]
         return module.decoder.logits(module.decoder(tokens, jnp.ones_like(tokens), position, source))
 
-    compute = compiled(lambda rngs: EncoderDecoder(run.experiment.model, size, rngs=rngs), run.params, row_logits)
     objective = run.experiment.objective
+    compute = compiled(objective.make_model(run.experiment.model, run.tokenizer), run.params, row_logits)
     if objective.whisper.languages and objective.language is None:
         objective = objective.replace(language=objective.whisper.languages[0][0])
     prompt, worst, positions = objective.prompt_ids(run.tokenizer).tolist(), 0.0, 0
