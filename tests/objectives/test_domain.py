@@ -5,11 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from data_pipelines.core.errors import DataError
+from data_pipelines.storage.index import read_index
 from jax_speechlm.models.encoders import make_encoder
 from jax_speechlm.nn import functional
 from jax_speechlm.objectives.domain import GROUP, DomainAdversary, against_domains, reversal
 from jax_speechlm.objectives.heads.base import encode
-from tests.contracts.objectives import TOYS, check_gradients
+from jax_speechlm.parallel import mesh as meshes
+from jax_speechlm.parallel.mesh import MeshShape
+from jax_speechlm.recipes.experiment import Speech
+from jax_speechlm.tasks.inputs import row_domains
+from tests.contracts.objectives import TOYS, check_gradients, check_metrics
+from tests.data_pipelines.spoken_sets import write_spoken_set
 
 TOY = TOYS["classification conformer"]
 SETTINGS = DomainAdversary(classes=("anna", "ben", "cleo"), weight=0.7, ramp_steps=8, hidden_dim=5)
@@ -75,6 +82,31 @@ def test_padding_order_and_packing_change_nothing(params):
     ):
         for name, pair in jax.device_get(loss(of_step(other))).items():
             np.testing.assert_allclose(pair, metrics[name], rtol=2e-5, err_msg=name)
+
+
+def test_a_mesh_gives_the_gradients_of_one_device(params):
+    training = jax.jit(jax.value_and_grad(OBJECTIVE.loss, has_aux=True))
+    (loss, metrics), gradients = jax.device_get(training(params, of_step(TOY.batch), KEY))
+    batch = jax.device_get(of_step(TOY.packed([[0, 6], [1, 3], [2], [4, 5], [7], [], [], []])))
+    step = batch.pop("step")
+    mesh = meshes.make_mesh(MeshShape(data=1, fsdp=2, sequence=2, tensor=2), jax.devices()[:8])
+    declaration = functional.declare(OBJECTIVE.make)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(params, meshes.param_shardings(mesh, declaration.axes, declaration.shapes))
+        on_mesh = training(placed, meshes.shard_batch(mesh, batch) | {"step": step}, KEY)
+    (mesh_loss, mesh_metrics), mesh_gradients = jax.device_get(on_mesh)
+    np.testing.assert_allclose(mesh_loss, loss, rtol=1e-5)
+    check_metrics(mesh_metrics, metrics)
+    check_gradients(mesh_gradients, gradients, 2e-5)
+
+
+def test_domains_are_read_from_their_column_and_unknown_ones_in_validation_alone(tmp_path):
+    index = read_index(write_spoken_set(tmp_path / "set", {"dev": [("ben", 9), ("dora", 9), ("anna", 9)]}), "dev")
+    read = row_domains(SETTINGS.replace(column="text")).read
+    settings = TOY.config, Speech(sets=("set",)), TOY.frontend.mel, TOY.grid, index
+    np.testing.assert_array_equal(read(*settings, False), [1, -1, 0])
+    with pytest.raises(DataError, match=r"'dora' is none of the classes.*adversary\.classes"):
+        read(*settings, True)
 
 
 def test_evaluation_is_as_it_was(params):

@@ -38,9 +38,9 @@ def plan(index, request):
 
 
 def test_batches_hold_what_the_plan_names(index, plan):
-    spec, fillers = BatchSpec.speech(packed=True, row_label=True), 0
-    labels = np.arange(45) % 7
-    options = {"labels": labels, "num_steps": plan.curriculum_steps + plan.steps_per_epoch}
+    spec, fillers = BatchSpec.speech(packed=True, row_label=True, domain=True), 0
+    labels, domains = np.arange(45) % 7, np.arange(45) % 4 - 1
+    options = {"labels": labels, "domains": domains, "num_steps": plan.curriculum_steps + plan.steps_per_epoch}
     for step, batch in enumerate(open_batches(index, plan, TOKENIZER, **options)):
         planned = plan.batch(step)
         bucket = plan.buckets[planned.bucket]
@@ -58,6 +58,7 @@ def test_batches_hold_what_the_plan_names(index, plan):
                 assert batch["audio_length"][row, place] == len(samples)
                 assert batch["weight"][row, place] == (item != FILLER)
                 assert batch["label"][row, place] == (labels[item] if item != FILLER else 0)
+                assert batch["domain"][row, place] == (domains[item] if item != FILLER else 0)
                 assert TOKENIZER.decode(batch["tokens"][row, place, :count]) == text
                 assert not batch["tokens"][row, place, count:].any()
             np.testing.assert_array_equal(batch["audio"][row], expected)
