@@ -161,6 +161,8 @@ class Clip:
       split: '' in a listing that leaves it to the hash of the transcript.
       translation: into English; '' where unknown.
       age, gender, accent: of the speaker, as the source states them; '' where unknown.
+      intent: what a spoken command asks for; '' where unknown.
+      slots: its values by name, as `core.commands.write_slots` writes them; '' where unknown.
     """
 
     id: str
@@ -173,6 +175,8 @@ class Clip:
     age: str = ""
     gender: str = ""
     accent: str = ""
+    intent: str = ""
+    slots: str = ""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ class Field:
 
     Attributes:
       shape: a symbol for each dimension: "rows"; "samples" or "context" of a padded row; "utterances" of a packed row;
-        "tokens" of a padded transcript; "frames" that the front end computes from "samples"; "text" of a packed row.
+        "tokens" of a padded transcript; "labels" of a row that has several; "frames" that the front end computes from
+        "samples"; "text" of a packed row.
       unit: meaning of an element.
       filler: value after a row's end, in filler rows and for unreadable records.
     """
@@ -55,6 +56,9 @@ the plan allows for. The size is a bound for all rows."""
 NOISE = Field("noise", np.int16, ("rows", "samples"), "PCM sample of a noise set, which augmentation may add")
 ROW_LABEL = Field("label", np.int32, ("rows",), "class of the row; -1 of an unknown class")
 DOMAIN = Field("domain", np.int32, ("rows",), "domain of the row, such as its speaker; -1 of an unknown one")
+ROW_LABELS = Field(
+    "labels", np.int32, ("rows", "labels"), "classes of the row, one for each label; -1 of an unknown class"
+)
 FRAME_LABELS = Field("frame_labels", np.int32, ("rows", "frames"), "speech unit, or class, of the frame", -1)
 PITCH = Field("pitch", np.float32, ("rows", "frames"), "fundamental frequency of the frame in Hz; 0 unvoiced")
 
@@ -84,13 +88,14 @@ class BatchSpec:
         noise: bool = False,
         row_label: bool = False,
         domain: bool = False,
+        row_labels: bool = False,
         frame_labels: bool = False,
         pitch: bool = False,
         text: bool = False,
     ) -> "BatchSpec":
         """Returns the schema of batches of utterances: of one a row, or of several in packed rows, which may be rows of
         `text` too."""
-        optional = {NOISE: noise, ROW_LABEL: row_label, DOMAIN: domain}
+        optional = {NOISE: noise, ROW_LABEL: row_label, ROW_LABELS: row_labels, DOMAIN: domain}
         optional |= {FRAME_LABELS: frame_labels, PITCH: pitch, TEXT_SEGMENT: text}
         fields = (*AUDIO, *TRANSCRIPT, *ROW, *(field for field, wanted in optional.items() if wanted))
         if packed:
@@ -163,14 +168,15 @@ def table(fields: Iterable[Field]) -> str:
 
 def every_field() -> tuple[Field, ...]:
     """Returns all fields that a batch of other than packed utterances may hold."""
-    every = BatchSpec.speech(noise=True, row_label=True, domain=True, frame_labels=True, pitch=True).fields
+    optional = dict.fromkeys(("noise", "row_label", "row_labels", "domain", "frame_labels", "pitch"), True)
+    every = BatchSpec.speech(**optional).fields
     return tuple(dict.fromkeys((*every, *BatchSpec.text(duration=True).fields)))
 
 
 def every_packed_field() -> tuple[Field, ...]:
     """Returns all fields that a batch of packed utterances may hold."""
-    optional = dict.fromkeys(("noise", "row_label", "domain", "frame_labels", "pitch", "text"), True)
-    return BatchSpec.speech(packed=True, **optional).fields
+    optional = ("noise", "row_label", "row_labels", "domain", "frame_labels", "pitch", "text")
+    return BatchSpec.speech(packed=True, **dict.fromkeys(optional, True)).fields
 
 
 def text_segment(weight: np.ndarray, token_length: np.ndarray, added: int, num_text: int) -> np.ndarray:

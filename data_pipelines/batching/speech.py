@@ -63,7 +63,7 @@ def open_batches(
       host, num_hosts: number of this host, and of all; it reads a contiguous share of every batch's rows.
       speeds: speed factors that the plan was made with (`speed.with_speeds`).
       joins: pairs of rows that the plan was made with, after the rows at their speeds; an item has the id of its first.
-      labels, domains: class, and domain, of each row of the index.
+      labels, domains: class, or classes [rows, labels], and domain of each row of the index.
       column: text column of the index to encode.
       texts: of each row of the index, to encode instead of a column.
       frame_labels: speech units or classes per frame for the rows of the index; crops then start at frame boundaries.
@@ -84,7 +84,7 @@ def open_batches(
             f"the plan has {plan.num_items} items, but {len(index)} rows at {len(speeds)} speeds{pairs} make "
             f"{len(index) * len(speeds) + len(joins.first)}; make it from with_speeds(index.num_samples, ..., speeds)"
         )
-    by_row = {"label": labels, "domain": domains}
+    by_row = {"label" if np.ndim(labels) < 2 else "labels": labels, "domain": domains}
     by_row = {name: np.asarray(values) for name, values in by_row.items() if values is not None}
     if len(joins.first) and (by_row or frame_labels is not None or pitch is not None):
         raise ValueError("joined utterances have no class, domain, units or pitch of their own: set data.joined to 0")
@@ -108,8 +108,8 @@ def open_batches(
                 f"batches of {bucket.batch_size} rows do not divide among {num_hosts} hosts; "
                 "make the plan with batch_multiple a multiple of the number of hosts"
             )
-    optional = {"noise": noise is not None, "row_label": "label" in by_row, "domain": "domain" in by_row}
-    optional |= dict.fromkeys(by_frame, True)
+    optional = {"noise": noise is not None, "domain": "domain" in by_row}
+    optional |= {"row_label": "label" in by_row, "row_labels": "labels" in by_row} | dict.fromkeys(by_frame, True)
     optional["text"] = packed and plan.added_tokens is not None
     spec = BatchSpec.speech(packed=packed, **optional)
     if texts is None and tokenizer is not None and not index.is_in_records(column):
@@ -271,6 +271,8 @@ class _Assembler:
         items, crop_at, start = planned.rows[mine], planned.crop_at[mine], planned.start[mine]
         sizes = {"rows": len(items), "samples": bucket.num_samples, "tokens": bucket.num_tokens}
         sizes |= {"utterances": bucket.num_utterances, "text": bucket.num_text}
+        if "labels" in self.by_row:
+            sizes["labels"] = self.by_row["labels"].shape[-1]
         for values in self.by_frame.values():
             sizes["frames"] = values.grid.num_frames(bucket.num_samples)
         batch = self.spec.empty(sizes)
@@ -288,7 +290,8 @@ class _Assembler:
         if self.noise is not None:
             batch["noise"] = np.stack([read.result() for read in self._noise_reads.take(step)])
         for name, values in self.by_row.items():
-            batch[name] = np.where(items == FILLER, 0, values[batch["example_id"]]).astype(np.int32)
+            is_filler = (items == FILLER).reshape(*items.shape, *(1,) * (values.ndim - 1))
+            batch[name] = np.where(is_filler, 0, values[batch["example_id"]]).astype(np.int32)
         return batch
 
     def _fill(

@@ -36,6 +36,8 @@ SCHEMA = pyarrow.schema(
         ("age", _STRING),
         ("gender", _STRING),
         ("accent", _STRING),
+        ("intent", _STRING),
+        ("slots", _STRING),
     ]
 )
 

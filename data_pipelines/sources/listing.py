@@ -101,6 +101,8 @@ def finish(items: Items, text_form: TextForm, language: str = "", allow_commands
             sys.intern(item.age),
             _GENDERS.get(gender, gender),
             sys.intern(item.accent),
+            sys.intern(item.intent),
+            sys.intern(item.slots),
         )
 
 

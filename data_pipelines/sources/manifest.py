@@ -1,10 +1,11 @@
 """A user's own recordings, listed in a JSONL manifest.
 
 A line is a JSON object: `audio` (path, relative to the manifest) and optionally `text`, `id`, `speaker`, `language`,
-`translation`, `age`, `gender`, `accent` and `split`; the names in other tools' manifests, such as NeMo's, are accepted
-too. A row may be a stretch of its file, from `offset` (or `start`) for `duration` seconds or to `end`, and one
-`channel`, counted from 0; `duration` alone is compared with the file. A null or empty value counts as absent. Other
-keys are ignored, unless they seem to select a part of the file, or to hold the text.
+`translation`, `age`, `gender`, `accent`, `intent`, `slots` (an object of values by name) and `split`; the names in
+other tools' manifests, such as NeMo's, are accepted too. A row may be a stretch of its file, from `offset` (or
+`start`) for `duration` seconds or to `end`, and one `channel`, counted from 0; `duration` alone is compared with the
+file. A null or empty value counts as absent. Other keys are ignored, unless they seem to select a part of the file, or
+to hold the text.
 
 The default id is the path, and for stretches the path with their times.
 """
@@ -17,11 +18,12 @@ from typing import Any
 
 from data_pipelines.audio.clips import Audio, AudioFile, Clip, StoredFile, tolerance
 from data_pipelines.audio.stretches import Stretch
+from data_pipelines.core.commands import write_slots
 from data_pipelines.core.lines import MAX_LINE, check_storable, parse_object, storable, too_long
 from data_pipelines.sources import manifest_keys as keys
 from data_pipelines.sources.listing import Items, check_split, grouped_lines, malformed
 
-_STRINGS = ("text", "speaker", "language", "translation", "id", "split")
+_STRINGS = ("text", "speaker", "language", "translation", "intent", "id", "split")
 _ABOUT_SPEAKERS = ("age", "gender", "accent")
 _PART = re.compile(rb"start|offset|end|channel", re.IGNORECASE)  # in every row that is a stretch
 
@@ -104,7 +106,17 @@ def labelled_clip(row: dict[str, Any], audio: Any, default_id: str) -> Clip:
     if strings["split"]:
         check_split(strings["split"])
     about = {field: _about_speaker(row, field) for field in _ABOUT_SPEAKERS}
-    return Clip(**(strings | {"id": strings["id"] or default_id}), audio=audio, **about)
+    return Clip(**(strings | {"id": strings["id"] or default_id}), audio=audio, slots=_slots(row), **about)
+
+
+def _slots(row: dict[str, Any]) -> str:
+    key, value = keys.pick(row, "slots")
+    if value is None:
+        return ""
+    try:
+        return storable(key, write_slots(value))
+    except TypeError as error:
+        raise ValueError(f'"{key}" {error}') from error
 
 
 def _string(row: dict[str, Any], field: str) -> str:

@@ -20,6 +20,8 @@ _NAMES = {
     "age": ("age",),
     "gender": ("gender", "sex"),
     "accent": ("accent", "accents"),
+    "intent": ("intent",),
+    "slots": ("slots",),
     "id": ("id",),
     "split": ("split",),
     "start": ("start", "offset"),

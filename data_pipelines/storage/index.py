@@ -4,7 +4,7 @@ A prepared set is a folder:
 
     <set>/meta.json              description of the set: location of its records, a sha256 of each index file
     <set>/index/<split>.parquet  of speech, row i describes record i: id, num_samples, text, speaker, language,
-                                 translation (English), age, gender, accent;
+                                 translation (English), age, gender, accent, intent, slots (JSON);
                                  of text, row i is document i: id, text, language, source, label, num_bytes (UTF-8)
     <set>/<tfds_dir>/            the records of speech, as TFDS writes them (ArrayRecord)
 
@@ -34,7 +34,8 @@ from data_pipelines.core.shuffle import derive_key, permute
 from data_pipelines.core.tokenizer import Tokenizer
 
 META = "meta.json"
-_LATER_COLUMNS = ("translation", "age", "gender", "accent")  # sets of speech by earlier versions lack some
+# Sets of speech by earlier versions lack some.
+_LATER_COLUMNS = ("translation", "age", "gender", "accent", "intent", "slots")
 _STRING_COLUMNS = ("id", "text", "speaker", "language", *_LATER_COLUMNS, "source", "label")
 
 

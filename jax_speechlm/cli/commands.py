@@ -172,6 +172,17 @@ COMMANDS = {
         "jax-speechlm classify runs/digits *.wav    |    jax-speechlm classify runs/sources 'In the beginning'",
         parses=True,
     ),
+    "intent": Command(
+        "jax_speechlm.inference.intent:understand_files",
+        "find intent and slots of recordings of commands, with a model trained on audio without transcripts",
+        "jax-speechlm intent runs/coffee order.wav",
+    ),
+    "commands": Command(
+        "jax_speechlm.apps.commands.run:recognize_commands",
+        "recognise spoken commands by a grammar of intents, with any run that transcribes",
+        "jax-speechlm commands order.wav --grammar coffee --asr runs/finetune",
+        extra="apps",
+    ),
     "answer": Command(
         "jax_speechlm.cli.by_task:run",
         "find the answer to a question in text files",

@@ -46,7 +46,7 @@ def example_keys(key: PRNGKeyArray, example_id: Int[Array, "*rows"]) -> Key[Arra
     return keys.reshape(example_id.shape)
 
 
-_PER_UTTERANCE = ("audio_length", "example_id", "weight", "label", "domain", "tokens", "token_length")
+_PER_UTTERANCE = ("audio_length", "example_id", "weight", "label", "labels", "domain", "tokens", "token_length")
 
 
 def by_utterance(batch: Batch) -> Batch:

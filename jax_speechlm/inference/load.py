@@ -21,6 +21,7 @@ from jax_speechlm.inference.asr.hypothesis import Endpointing
 from jax_speechlm.inference.asr.speech_lm import SpeechLanguageModel
 from jax_speechlm.inference.asr.stream import Stream, StreamBatch
 from jax_speechlm.inference.embed import SpeechEncoder
+from jax_speechlm.inference.intent import Command
 from jax_speechlm.inference.lm.causal import LanguageModel
 from jax_speechlm.inference.lm.generation import Continuation, UnitContinuation
 from jax_speechlm.inference.lm.units import Part
@@ -176,6 +177,11 @@ class TrainedModel:
         self._check("classify")
         rows = self.model.probabilities(_listed(inputs), max_seconds=max_seconds)
         return [dict(zip(self.model.classes, row, strict=True)) for row in rows.tolist()]
+
+    def understand(self, recordings: Recording | Sequence[Recording]) -> list[Command]:
+        """Returns the spoken command of each recording (`CommandClassifier.understand`)."""
+        self._check("understand")
+        return self.model.understand(_listed(recordings))
 
     def tag(self, texts: str | Sequence[str]) -> list[list[Entity]]:
         """Finds the entities in texts, such as names of persons (`Tagger.tag`)."""

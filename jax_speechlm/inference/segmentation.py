@@ -116,6 +116,12 @@ def _leading_silence(samples: Samples, frame: int) -> int:
     return (int(loud[0]) if len(loud) else len(frames)) * frame
 
 
+def is_silent(samples: Samples, sample_rate: int = DEFAULT_SAMPLE_RATE) -> bool:
+    """Returns whether no 30 ms of some samples are above -60 dB of full scale."""
+    frame = sample_rate * 30 // 1000
+    return _leading_silence(samples, frame) >= len(samples) // frame * frame
+
+
 def samples_in(max_seconds: float, sample_rate: int = DEFAULT_SAMPLE_RATE) -> int:
     """Converts --max-seconds to samples; raises `ValueError` if it is out of range."""
     if not 0 < max_seconds < _ENDLESS:

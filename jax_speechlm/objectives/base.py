@@ -64,6 +64,11 @@ class ObjectiveConfig(Config):
         return "text"
 
     @property
+    def num_labels(self) -> int:
+        """How many classes a row has, of objectives that predict several."""
+        return 0
+
+    @property
     def reads_units(self) -> bool:
         """Whether the texts are speech units, of the k-means `data.units`, instead of an index column."""
         return False
@@ -94,6 +99,15 @@ class ObjectiveConfig(Config):
     def of_stream(self, name: str) -> "ObjectiveConfig":
         """Returns the objective whose inputs a stream of a mixture provides; this one if all streams are alike."""
         del name
+        return self
+
+    def of_data(self, column: Callable[[str], list[str]]) -> "ObjectiveConfig":
+        """Returns the objective with the settings that it takes from the training data filled in.
+
+        Args:
+          column: returns a column of the index of the training data (`Index.column`).
+        """
+        del column
         return self
 
     def resolve(self, runs: Runs) -> "ObjectiveConfig":

@@ -6,6 +6,7 @@ from jax_speechlm.parallel.chips import GIB
 from jax_speechlm.planning.ahead_of_time import Compiler, PlanningError
 from jax_speechlm.planning.workload import workload
 from jax_speechlm.recipes.experiment import Experiment
+from jax_speechlm.training.source import with_labels
 
 
 def check_fits(experiment: Experiment, *, limit: int | None = None, vocab_size: int = 0) -> None:
@@ -24,6 +25,7 @@ def check_fits(experiment: Experiment, *, limit: int | None = None, vocab_size: 
     limit = memory_limit() if limit is None else limit
     if limit is None:
         return
+    experiment = with_labels(experiment)
     load = workload(experiment, vocab_size)
     shape = load.shapes[-1]
     needed = Compiler(experiment, load, jax.devices()).memory_needed(shape)

@@ -90,6 +90,7 @@ class Workload:
                 packed=shape.utterances > 0,
                 noise=experiment.frontend.augment.noise_probability > 0,
                 row_label=fields.ROW_LABEL in wanted,
+                row_labels=fields.ROW_LABELS in wanted,
                 domain=fields.DOMAIN in wanted,
                 frame_labels=fields.FRAME_LABELS in wanted,
                 pitch=fields.PITCH in wanted,
@@ -97,7 +98,7 @@ class Workload:
             )
             frames = int(experiment.frame_grid.num_frames(shape.length))
             sizes = {"rows": shape.rows, "samples": shape.length, "tokens": shape.tokens, "frames": frames}
-            sizes |= {"utterances": shape.utterances, "text": shape.text}
+            sizes |= {"utterances": shape.utterances, "text": shape.text, "labels": experiment.objective.num_labels}
         shapes = spec.shapes(sizes)
         return {field.name: jax.ShapeDtypeStruct(shapes[field.name], field.dtype) for field in spec.fields}
 

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Int
 
 from data_pipelines.batching import fields
+from data_pipelines.core.commands import read_slots
 from data_pipelines.core.errors import DataError
 from data_pipelines.storage.frame_labels import FrameGrid, FrameLabels, speech_frames
 from data_pipelines.storage.index import Index
@@ -48,6 +49,30 @@ def _row_classes(
 ) -> Int[np.ndarray, " rows"]:
     del mel, grid, training
     return class_ids(index.column(data.label).to_pylist(), objective.classes)
+
+
+def _row_commands(
+    objective: ObjectiveConfig, data: Config, mel: AnyMel, grid: FrameGrid, index: Index, training: bool
+) -> Int[np.ndarray, "rows labels"]:
+    """Returns the id of the intent and of each slot's value, 0 if the slot has none.
+
+    Unknown ones are allowed in validation only, where they are not scored.
+    """
+    del data, mel, grid
+    return command_ids(objective, index, strict=training)
+
+
+def command_ids(objective: ObjectiveConfig, index: Index, *, strict: bool) -> Int[np.ndarray, "rows labels"]:
+    """Returns the ids of the intent and of each slot's value of rows; arguments and errors as of `class_ids`."""
+    columns = [class_ids(index.column("intent").to_pylist(), objective.intents, strict=strict, setting="objective.intents")]
+    slots = [read_slots(text) for text in index.column("slots").to_pylist()]
+    names = {slot.name for slot in objective.slots}
+    if strict and (unknown := next((name for row in slots for name in row if name not in names), None)) is not None:
+        raise DataError(f"objective.slots has no slot {unknown!r}: add it, or leave objective.slots empty")
+    for number, slot in enumerate(objective.slots):
+        said = [row.get(slot.name, "") for row in slots]
+        columns.append(class_ids(said, ("", *slot.values), strict=strict, setting=f"objective.slots.{number}.values"))
+    return np.stack(columns, axis=1)
 
 
 def _row_speakers(
@@ -146,6 +171,8 @@ TRANSCRIPT = Input(fields.TRANSCRIPT)
 ROW_CLASS = Input((fields.ROW_LABEL,), _row_classes)
 """Class id of the index's column `data.label`."""
 ROW_SPEAKER = Input((fields.ROW_LABEL,), _row_speakers)
+ROW_COMMAND = Input((fields.ROW_LABELS,), _row_commands)
+"""Ids of the intent and of the value of each slot."""
 FRAME_UNITS = Input((fields.FRAME_LABELS,), _frame_units)
 """K-means unit of each frame, from `data.units`."""
 SPEECH_OR_SILENCE = Input((fields.FRAME_LABELS,), _frame_classes)

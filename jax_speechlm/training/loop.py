@@ -38,7 +38,7 @@ from jax_speechlm.training.goodput import GoodputTracker, describe
 from jax_speechlm.training.logs import METRICS, LogFolder
 from jax_speechlm.training.reporting import BatchSize, IntervalMetrics, Reporter
 from jax_speechlm.training.runs import SavedRuns, resolve, tokenizer_files
-from jax_speechlm.training.source import BatchSource, open_source
+from jax_speechlm.training.source import BatchSource, open_source, with_labels
 from jax_speechlm.training.state import Trainer, TrainState, eval_params, make_trainer
 from jax_speechlm.training.stopping import catch_signals
 from jax_speechlm.training.validation import validate
@@ -111,7 +111,7 @@ def train(
     began = time.perf_counter()
     began_at = time.time()
     run_dir = reach(run_dir)
-    experiment = resolve(experiment)
+    experiment = with_labels(resolve(experiment))
     source = source or open_source(experiment)
     warnings = concerns(experiment, source)
     objective = experiment.build(source.tokenizer)

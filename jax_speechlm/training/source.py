@@ -38,8 +38,8 @@ from jax_speechlm.training.runs import read_tokenizer
 
 log = logging.getLogger(__name__)
 
-RowLabels = Int[np.ndarray, " _"] | None
-"""Class id per row of an index, for classification."""
+RowLabels = Int[np.ndarray, " _"] | Int[np.ndarray, "_ labels"] | None
+"""Class id per row of an index, or several, for classification."""
 
 
 @runtime_checkable
@@ -79,6 +79,15 @@ def open_source(experiment: Experiment) -> BatchSource:
       ValueError: the settings are inconsistent.
     """
     return _SOURCES[type(experiment.data)].open(experiment)
+
+
+def with_labels(experiment: Experiment) -> Experiment:
+    """Returns an experiment whose objective has the settings that it takes from the training data."""
+
+    def column(name: str) -> list[str]:
+        return read_indexes(experiment)[0].column(name).to_pylist()
+
+    return experiment.replace(objective=experiment.objective.of_data(column))
 
 
 def plan_speech(
@@ -219,17 +228,17 @@ class SpeechSource(_PlannedSource):
 
         of_train = train.num_samples, lengths(train, unit_texts[0]), tokenizer
         plan, dev_plan = plan_speech(experiment, *of_train), None
-        labels = _read(experiment, "label", train, dev)
+        labels = _read(experiment, ("label", "labels"), train, dev)
         if labels[1] is not None and (labels[1] < 0).all():
             log.warning("nothing validates: of the dev split's speakers none is of the training data")
             dev, labels = None, (labels[0], None)
         if dev is not None:
             shapes = {"max_seconds": data.max_seconds, "num_buckets": data.num_buckets} | _shapes(experiment)
             dev_plan = plans.make_eval_plan(dev.num_samples, lengths(dev, unit_texts[1]), **shapes)
-        frame_labels = _read(experiment, "frame_labels", train, dev)
-        known = labels, frame_labels, column, _read(experiment, "pitch", train, dev), unit_texts
+        frame_labels = _read(experiment, ("frame_labels",), train, dev)
+        known = labels, frame_labels, column, _read(experiment, ("pitch",), train, dev), unit_texts
         joins = joins_of(experiment, *of_train)
-        domains = _read(experiment, "domain", train, dev)
+        domains = _read(experiment, ("domain",), train, dev)
         return cls(train, dev, plan, dev_plan, tokenizer, data.speeds, _noise(experiment), *known, joins, domains)
 
     def _open(self, split: int, index: indexes.Index, plan: plans.SpeechPlan, **options: int) -> Batches:
@@ -277,7 +286,7 @@ class TextSource(_PlannedSource):
         train, dev = read_indexes(experiment)
         tokenizer = tokenizer or _tokenizer(data.tokenizer, train)
         tokens = token_store.open_tokens(train, tokenizer)
-        labels = _read(experiment, "label", train, dev)
+        labels = _read(experiment, ("label",), train, dev)
         shape = {"context": data.context, "sequences_per_batch": data.sequences_per_batch}
         shape["is_packed"] = data.packed and labels[0] is None
         mixture = {"weights": data.weights, "source_rows": [part.num_rows for part in train.parts]}
@@ -446,11 +455,13 @@ def inputs_of(experiment: Experiment, stream: str = "") -> tuple[Input, ...]:
     return (*inputs, row_domains(experiment.adversary)) if experiment.adversary.classes else inputs
 
 
-def _read(experiment: Experiment, field: str, train: indexes.Index, dev: indexes.Index | None) -> tuple[Any, Any]:
-    """Reads a field of the training and the validation rows; None if the task has no such input."""
+def _read(
+    experiment: Experiment, names: tuple[str, ...], train: indexes.Index, dev: indexes.Index | None
+) -> tuple[Any, Any]:
+    """Reads the field of one of these names, of the training and the validation rows; None without such an input."""
     settings = experiment.objective, experiment.data, experiment.frontend.mel, experiment.frame_grid
     for each in inputs_of(experiment):
-        if each.read is not None and field in [of_input.name for of_input in each.fields]:
+        if each.read is not None and any(field.name in names for field in each.fields):
             known = each.read(*settings, train, True)
             return known, None if dev is None else each.read(*settings, dev, False)
     return None, None

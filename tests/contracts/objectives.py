@@ -172,6 +172,7 @@ class Toy:
     def spec(self) -> BatchSpec:
         if self.data == "speech":
             has = {"row_label": fields.ROW_LABEL, "frame_labels": fields.FRAME_LABELS, "pitch": fields.PITCH}
+            has["row_labels"] = fields.ROW_LABELS
             return BatchSpec.speech(**{name: field in self.fields for name, field in has.items()})
         has = {"row_label": fields.ROW_LABEL, "duration": fields.DURATION}
         return BatchSpec.text(**{name: field in self.fields for name, field in has.items()})
@@ -181,13 +182,17 @@ class Toy:
         samples = SECOND + 1280 * more
         tokens = TOKENS + more if fields.TRANSCRIPT_TOKENS in self.fields else 0
         frames = int(self.grid.num_frames(samples))
-        return {"rows": rows, "samples": samples, "frames": frames, "tokens": tokens, "context": CONTEXT + more}
+        sizes = {"rows": rows, "samples": samples, "frames": frames, "tokens": tokens, "context": CONTEXT + more}
+        return sizes | {"labels": self.config.num_labels}
 
     @functools.cached_property
     def batch(self) -> Batch:
         batch = self._speech() if self.data == "speech" else self._text()
         if "label" in batch:
             batch["label"][:] = np.arange(8) % 3
+        if "labels" in batch:
+            batch["labels"][:] = np.arange(8)[:, None] % [2, 4, 2]
+            batch["labels"][3, 1] = -1  # of a validation row, whose value no row of the training data has
         return batch
 
     def _speech(self) -> Batch:
@@ -356,6 +361,7 @@ UNTOUCHED = {
     "aed encoder_decoder": ("encoder/position",),
     "ctc whisper_encoder": ("encoder/position",),
     "classification whisper_encoder": ("encoder/position",),
+    "intent whisper_encoder": ("encoder/position",),
     "classification transformer": ("transformer/prediction/bias",),
     "joint speech": ("text", "head"),
     "joint text": ("codes", "head", "encoder/input", "encoder/input_norm"),

@@ -23,6 +23,7 @@ def verify_task(experiment: Experiment, batch: dict[str, np.ndarray], stream: st
     optional = {"row_label": fields.ROW_LABEL in wanted}
     if "audio" in batch:
         packed = "audio_start" in batch
+        optional["row_labels"] = fields.ROW_LABELS in wanted
         optional |= {"frame_labels": fields.FRAME_LABELS in wanted, "pitch": fields.PITCH in wanted}
         objective = experiment.objective.of_stream(stream)
         optional["text"] = packed and objective.added_tokens(text.TOKENIZER) is not None

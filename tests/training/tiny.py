@@ -39,6 +39,7 @@ from jax_speechlm.objectives.asr.ctc import CTC
 from jax_speechlm.objectives.asr.transducer import Transducer
 from jax_speechlm.objectives.distillation import Distillation, Teacher
 from jax_speechlm.objectives.heads.frame_classification import FrameClassification
+from jax_speechlm.objectives.heads.intent import Intent, Slot
 from jax_speechlm.objectives.heads.speaker_verification import SpeakerVerification
 from jax_speechlm.objectives.lm.masked_lm import MaskedLM
 from jax_speechlm.objectives.speech_text.joint import Joint
@@ -96,6 +97,10 @@ OBJECTIVES = {
             weight=0.2,
             feature_weight=0.2,
         ),
+    ),
+    "intent": Intent(
+        intents=("order", "stop"),
+        slots=(Slot(name="milk", values=("a bit of milk", "milk", "soy milk")), Slot(name="size", values=("large",))),
     ),
     "tts": TTS(
         classes=("low", "middle", "high"),
@@ -238,6 +243,7 @@ class MemorySource(BatchSource):
     num_units: int = 0
     num_labels: int = 0
     pitch_mel: SynthesisMel | None = None  # whose frames have a pitch
+    num_row_labels: int = 0  # of objectives with several classes a row
 
     @classmethod
     def make(cls, experiment: Experiment, utterances: int = 24) -> "MemorySource":
@@ -264,7 +270,8 @@ class MemorySource(BatchSource):
             plan = make_plan(lengths, tokens, seed=experiment.seed, **buckets, **options)
         dev_plan = make_eval_plan(lengths, tokens, **buckets, **options)
         pitch_mel = experiment.frontend.mel if FRAME_PITCH in inputs else None
-        return cls(plan, dev_plan, samples, texts, tokenizer, num_units, num_labels, pitch_mel)
+        known = num_units, num_labels, pitch_mel, objective.num_labels
+        return cls(plan, dev_plan, samples, texts, tokenizer, *known)
 
     def batches(self, first_step: int, num_steps: int) -> Iterator[dict[str, np.ndarray]]:
         return (self.batch(self.plan, step) for step in range(first_step, num_steps))
@@ -276,17 +283,20 @@ class MemorySource(BatchSource):
         planned, packed = plan.batch(step), isinstance(plan, RowPlan)
         bucket, items = plan.buckets[planned.bucket], planned.rows
         optional = {"row_label": self.num_labels > 0, "frame_labels": self.num_units > 0, "pitch": bool(self.pitch_mel)}
+        optional["row_labels"] = self.num_row_labels > 0
         optional["text"] = bucket.num_text > 0
         spec, mel = BatchSpec.speech(packed=packed, **optional), self.pitch_mel or MEL
         sizes = {"rows": len(items), "samples": bucket.num_samples, "tokens": bucket.num_tokens}
         sizes |= {"frames": mel.num_frames(bucket.num_samples), "utterances": bucket.num_utterances}
-        sizes["text"] = bucket.num_text
+        sizes |= {"text": bucket.num_text, "labels": self.num_row_labels}
         batch = spec.empty(sizes)
         batch["example_id"][:], batch["weight"][:] = items, items >= 0
         if packed:
             batch["audio_start"][:] = planned.start
         if self.num_labels:
             batch["label"][:] = items % self.num_labels
+        if self.num_row_labels:
+            batch["labels"][:] = items[..., None] % 2
         for place in map(tuple, np.argwhere(items >= 0)):
             item, start = items[place], planned.start[place]
             samples = self.samples[item]

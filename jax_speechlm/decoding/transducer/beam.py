@@ -19,6 +19,7 @@ from jax_speechlm.decoding.lm.fusion import Scorer
 from jax_speechlm.decoding.transducer.greedy import MAX_SYMBOLS
 
 _NEVER = -1  # frame of empty slots
+_EMPTY_HASH = 0x243F6A8885A308D3  # of the empty prefix; unlike a small number, no token turns it into 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +131,7 @@ class _Beams:
         self.frame = np.full(slots, _NEVER)
         self.frame[:: settings.size] = 0
         self.score, self.fusion = np.where(self.frame == 0, 0.0, -np.inf), np.zeros(slots)
-        self.hash = np.full(slots, 1, np.uint64)  # of the prefix
+        self.hash = np.full(slots, _EMPTY_HASH, np.uint64)  # of the prefix
         self.last = np.full(slots, -1)  # emission in `trace`
         self.trace: list[tuple[int, int, int, int, float]] = []  # emission before, token, frame, duration, log_prob
         self.network_states = network.start(slots)

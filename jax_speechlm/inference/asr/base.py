@@ -17,6 +17,8 @@ from data_pipelines.core.paths import AnyPath
 from data_pipelines.core.tokenizer import Tokenizer
 from data_pipelines.text.scripts import join
 from jax_speechlm.core.batch import Batch
+from jax_speechlm.core.errors import CheckpointError
+from jax_speechlm.decoding.automaton import Accepted, TokenAutomaton
 from jax_speechlm.decoding.lm.ngram import SPACE
 from jax_speechlm.inference.segmentation import (
     AudioWindow,
@@ -63,6 +65,8 @@ class Transcriber(abc.ABC):
     run: LoadedRun
     joins_windows: ClassVar[bool] = False
     """Whether the outputs of overlapping windows can be joined; else each window is an utterance."""
+    can_be_held: ClassVar[bool] = False
+    """Whether the decoding can be held to an automaton (`within`)."""
     task: str = "transcribe"
     """Task that the model was trained for (`objectives.speech_text.speech_lm.Task`)."""
     separator: str = " "
@@ -91,6 +95,21 @@ class Transcriber(abc.ABC):
     def recognize(self, batches: Iterable[Batch]) -> dict[int, str]:
         """Transcribes batches; returns texts by `example_id`, without filler rows."""
         return {row: result.text for row, result in self.transcribe_batches(batches).items()}
+
+    def within(self, batches: Iterable[Batch], automaton: TokenAutomaton) -> dict[int, Accepted]:
+        """Finds the best transcript of every row among those that an automaton over the tokens accepts.
+
+        Returns:
+          Transcripts by `example_id`, without filler rows.
+
+        Raises:
+          CheckpointError: the decoding of such runs cannot be held to an automaton.
+        """
+        del automaton
+        raise CheckpointError(
+            f"{self.checkpoint}: the decoding of runs that were trained by {self.experiment.objective.kind} cannot be "
+            "held to a grammar, only that of CTC and transducers"
+        )
 
     @abc.abstractmethod
     def encode(self, batches: Iterable[Batch]) -> dict[int, Any]:

@@ -12,7 +12,9 @@ import numpy as np
 
 from jax_speechlm.core.batch import Batch, frame_mask
 from jax_speechlm.core.errors import CheckpointError
+from jax_speechlm.decoding.automaton import NOT_FOUND, Accepted, TokenAutomaton
 from jax_speechlm.decoding.ctc.alignment import Span, Word, force_align, words_of
+from jax_speechlm.decoding.ctc.constrained import best_path_within
 from jax_speechlm.decoding.ctc.greedy import StreamingBestPath, best_path, collapse
 from jax_speechlm.decoding.ctc.posteriors import Frames, path_spans, utterances
 from jax_speechlm.decoding.ensemble import mean_probability
@@ -44,6 +46,7 @@ class Recognizer(Transcriber):
 
     abilities: ClassVar[tuple[str, ...]] = ("transcribe", "embed", "stream")
     joins_windows: ClassVar[bool] = True  # CTC frames of adjacent windows can be concatenated
+    can_be_held: ClassVar[bool] = True
 
     members: tuple[LoadedRun, ...]
     decoder: Decoder | None = None
@@ -160,6 +163,15 @@ class Recognizer(Transcriber):
         return {row: log_probs[:length] for row, (log_probs, length) in rows.items()}
 
     search_inputs = posteriors
+
+    def within(self, batches: Iterable[Batch], automaton: TokenAutomaton) -> dict[int, Accepted]:
+        """Finds the best path of every row whose tokens an automaton accepts; exact."""
+        found = {}
+        for row, log_probs in self.posteriors(batches).items():
+            best = best_path_within(log_probs, automaton)
+            free = float(log_probs.max(-1).sum(dtype=np.float64))
+            found[row] = NOT_FOUND if best is None else Accepted.of(*best, free)
+        return found
 
     def _rows(self, compute: Callable[..., tuple[jax.Array, ...]], batches: Iterable[Batch]) -> dict[int, Row]:
         return rows_by_id(functools.partial(compute, self.params), batches)

@@ -12,7 +12,9 @@ import numpy as np
 from jaxtyping import Float
 
 from jax_speechlm.core.batch import Batch
+from jax_speechlm.decoding.automaton import NOT_FOUND, Accepted, AutomatonScorer, TokenAutomaton
 from jax_speechlm.decoding.ctc.alignment import Span, Word, words_of
+from jax_speechlm.decoding.ctc.prefix_beam import BeamSettings
 from jax_speechlm.decoding.transducer import greedy
 from jax_speechlm.decoding.transducer.beam import Network, TimedHypothesis, beam_search
 from jax_speechlm.decoding.transducer.stream import StreamingGreedy
@@ -30,6 +32,10 @@ from jax_speechlm.objectives.asr.transducer import Transducer
 from jax_speechlm.objectives.heads.base import encode
 from jax_speechlm.training.runs import LoadedRun
 
+_FREE_BEAM = 4
+_WIDE = BeamSettings(size=64, token_floor=-np.inf, gap=np.inf)
+"""Of a search held to an automaton, which may need tokens that are improbable."""
+
 Output = TimedHypothesis | Float[np.ndarray, "_ dim"]
 """What the model gives for an utterance: a hypothesis by greedy search, or the encoder's frames for a beam search."""
 
@@ -39,6 +45,7 @@ class TransducerRecognizer(Transcriber):
     """A transducer checkpoint's model, front end and tokenizer; `decoder` is None for greedy decoding."""
 
     abilities: ClassVar[tuple[str, ...]] = ("transcribe", "embed", "stream")
+    can_be_held: ClassVar[bool] = True
 
     run: LoadedRun
     decoder: Decoder | None = None
@@ -118,6 +125,21 @@ class TransducerRecognizer(Transcriber):
         """Computes the encoder's part of the joint network's input, [frames, dim], by `example_id`."""
         rows = rows_by_id(functools.partial(self._frames, self.params), batches)
         return {row: encoder_TxJ[:length] for row, (encoder_TxJ, length) in rows.items()}
+
+    def within(self, batches: Iterable[Batch], automaton: TokenAutomaton) -> dict[int, Accepted]:
+        """Finds the best transcript of every row that an automaton accepts, by a wide beam search.
+
+        What the beam loses is not found: a row whose beam ends inside the automaton has no transcript.
+        """
+        scorer = AutomatonScorer(automaton, self.tokenizer.vocab_size)
+        found = {}
+        for row, encoder_TxJ in self.search_inputs(batches).items():
+            inputs = encoder_TxJ[None], np.array([len(encoder_TxJ)])
+            ((free, *_),) = self._search(*inputs, [], BeamSettings(_FREE_BEAM))
+            (hypotheses,) = self._search(*inputs, [scorer], _WIDE)
+            best = next((each for each in hypotheses if np.isfinite(each.score)), None)
+            found[row] = NOT_FOUND if best is None else Accepted.of(best.tokens, best.acoustic, free.acoustic)
+        return found
 
     def utterances(self, windows: Iterable[tuple[AudioWindow, Output | None]]) -> Iterator[tuple[AudioWindow, Output]]:
         """Returns the windows that are not silent, each one utterance."""

@@ -1,0 +1,1 @@
+"""Spoken commands: grammars of intents, and their recognition in speech."""

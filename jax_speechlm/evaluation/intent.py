@@ -1,0 +1,189 @@
+"""Evaluates spoken commands: accuracy of intents, F1 of slots, and commands that are right as a whole."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from rich.markup import escape
+from rich.table import Table
+from tyro.conf import arg
+
+from data_pipelines.batching.noise import NoiseReader
+from data_pipelines.core.commands import read_slots
+from data_pipelines.storage import index as indexes
+from data_pipelines.storage.index import Index
+from jax_speechlm.core.batch import Batch
+from jax_speechlm.core.config import Config
+from jax_speechlm.evaluation import base, resampling
+from jax_speechlm.evaluation.batches import speech_batches
+from jax_speechlm.evaluation.minimal_pairs import wilson_interval
+from jax_speechlm.evaluation.noise import noisy
+from jax_speechlm.inference.intent import Command, CommandClassifier
+
+CLEAN = "clean"
+_RESAMPLES = 10_000
+
+NoiseSet = Annotated[
+    str | None, arg(help='prepared set of noise to test with at each --snr too; "name:split" selects a split.')
+]
+Ratios = Annotated[tuple[float, ...], arg(help="signal-to-noise ratios in dB.")]
+
+Interval = tuple[float, float]
+
+
+class CommandScore(Config):
+    """Measures of commands in one condition, each with its 95 % interval.
+
+    Attributes:
+      condition: "clean", or the signal-to-noise ratio.
+      intent: share of the utterances with the right intent; of one intent alone, that are not rejected.
+      f1: of the slots' values, over all utterances: harmonic mean of the shares of the predicted values that are right
+        and of the actual ones that are found. The interval is by bootstrap over utterances.
+      exact: share of the utterances with the right intent and all slots right, no more and no fewer. The intervals of
+        shares are Wilson's (1927).
+      rejected: share of the utterances without a predicted intent.
+      by_slot: F1 by slot.
+    """
+
+    condition: str
+    utterances: int
+    intent: float
+    intent_interval: Interval
+    f1: float
+    f1_interval: Interval
+    exact: float
+    exact_interval: Interval
+    rejected: float
+    by_slot: dict[str, float]
+
+
+class CommandReport(base.SetReport):
+    """The evaluation of a method on spoken commands.
+
+    Attributes:
+      method: description of the method.
+      intents: number of intents in the data.
+      scores: one for each condition.
+      noise_set: of the noisy conditions.
+    """
+
+    method: str = ""
+    intents: int = 0
+    noise_set: str = ""
+    scores: tuple[CommandScore, ...]
+
+    def tables(self) -> Iterator[Table]:
+        """Yields a table with a row per condition, and one of the slots."""
+        noise = f", noise of {self.noise_set}" if self.noise_set else ""
+        title = f"{self.title}: {self.scores[0].utterances:,} commands, {self.intents} intent(s){noise}"
+        table = base.new_table("", "intent", "slot F1", "all right", "rejected", title=title)
+        for each in self.scores:
+            pairs = ((each.intent, each.intent_interval), (each.f1, each.f1_interval))
+            pairs += ((each.exact, each.exact_interval),)
+            table.add_row(each.condition, *(base.percent(*pair) for pair in pairs), f"{each.rejected:.1%}")
+        yield table
+        slots = base.new_table("slot F1", *(each.condition for each in self.scores))
+        for name in self.scores[0].by_slot:
+            slots.add_row(escape(name), *(f"{each.by_slot[name]:.1%}" for each in self.scores))
+        yield slots
+
+
+def commands_of(index: Index) -> list[Command]:
+    """Returns the commands that the rows of an index are labelled with."""
+    columns = (index.column(name).to_pylist() for name in ("intent", "slots"))
+    return [Command(intent, read_slots(slots), 1.0) for intent, slots in zip(*columns, strict=True)]
+
+
+def score_commands(actual: Sequence[Command], predicted: Sequence[Command], condition: str = CLEAN) -> CommandScore:
+    """Compares predicted with actual commands, row by row.
+
+    Raises:
+      ValueError: there are none.
+    """
+    if not actual:
+        raise ValueError("there is nothing to evaluate: the data set has no commands")
+    pairs = list(zip(actual, predicted, strict=True))
+    right = [sum(each.slots.get(name) == value for name, value in true.slots.items()) for true, each in pairs]
+    sizes = [len(true.slots) + len(each.slots) for true, each in pairs]
+    sums = resampling.resampled_sums((np.array(right), np.array(sizes)), _RESAMPLES, 0)
+    intent = float(np.mean([true.intent == each.intent for true, each in pairs]))
+    exact = float(np.mean([true[:2] == each[:2] for true, each in pairs]))
+    names = sorted({name for true in actual for name in true.slots})
+    return CommandScore(
+        condition=condition,
+        utterances=len(pairs),
+        intent=intent,
+        intent_interval=wilson_interval(intent, len(pairs)),
+        f1=_f1(sum(right), sum(sizes)),
+        f1_interval=resampling.interval(2 * sums[0] / np.maximum(sums[1], 1)),
+        exact=exact,
+        exact_interval=wilson_interval(exact, len(pairs)),
+        rejected=float(np.mean([each.intent is None for _, each in pairs])),
+        by_slot={name: _slot_f1(pairs, name) for name in names},
+    )
+
+
+def _f1(right: int, sizes: int) -> float:
+    return 2 * right / max(sizes, 1)
+
+
+def _slot_f1(pairs: Sequence[tuple[Command, Command]], name: str) -> float:
+    values = [(true.slots.get(name), each.slots.get(name)) for true, each in pairs]
+    right = sum(true == each is not None for true, each in values)
+    return _f1(right, sum(value is not None for pair in values for value in pair))
+
+
+def in_conditions(
+    predict: Callable[[Iterable[Batch]], dict[int, Command]],
+    index: Index,
+    frame_samples: int,
+    *,
+    noise_set: str | None,
+    snr: Sequence[float],
+    data_dir: Path,
+    seconds_per_batch: float,
+) -> tuple[CommandScore, ...]:
+    """Scores a method on the rows of an index, clean and, with a noise set, at each signal-to-noise ratio in dB.
+
+    Args:
+      predict: returns the commands of the rows of batches by `example_id`; rows that are missing are no command.
+    """
+    actual, conditions = commands_of(index), {CLEAN: None}
+    if noise_set is not None:
+        noise = NoiseReader(indexes.read_sets(data_dir, (noise_set,), "train", index.sample_rate), seed=0)
+        conditions |= {f"{ratio:g} dB": ratio for ratio in sorted(snr, reverse=True)}
+    scores = []
+    for name, ratio in conditions.items():
+        batches = speech_batches(index, frame_samples, seconds_per_batch)
+        found = predict(batches if ratio is None else noisy(batches, noise, ratio))
+        rows = [found.get(row, Command(None, {}, 0.0)) for row in range(len(index))]
+        scores.append(score_commands(actual, rows, name))
+    return tuple(scores)
+
+
+def evaluate_run(
+    checkpoint: base.Checkpoint,
+    sets: base.Sets,
+    split: base.Split = "test",
+    data_dir: base.DataDir = Path("data"),
+    out: base.Out = None,
+    seconds_per_batch: base.BatchSeconds = 120.0,
+    noise_set: NoiseSet = None,
+    snr: Ratios = (20.0, 10.0, 5.0, 0.0),
+) -> CommandReport:
+    """Measures intent and slots on prepared data sets: accuracy of intents, F1 of slots, commands right as a whole."""
+    classifier = CommandClassifier.load(checkpoint)
+    experiment = classifier.run.experiment
+    index = indexes.read_sets(data_dir, sets, split, experiment.sample_rate)
+    conditions = {"noise_set": noise_set, "snr": snr, "data_dir": data_dir, "seconds_per_batch": seconds_per_batch}
+    report = CommandReport(
+        checkpoint=str(classifier.run.checkpoint),
+        sets=sets,
+        split=split,
+        method="intent",
+        intents=len(experiment.objective.intents),
+        noise_set=noise_set or "",
+        scores=in_conditions(classifier.of_batches, index, experiment.frame_samples, **conditions),
+    )
+    return report.publish(out or base.report_folder(checkpoint, sets, split), report.checkpoint)
