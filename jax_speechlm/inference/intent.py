@@ -103,7 +103,7 @@ class CommandClassifier(RunPredictor):
 
         return best
 
-    def _compute(self, batch: Batch) -> tuple[Any, ...]:
+    def _compute(self, batch):
         model, mel = self.run.experiment.model, self.run.experiment.frontend.mel
         frames_B = model.num_frames(mel.num_frames(np.asarray(batch["audio_length"])))
         return *self._best(self.run.params, batch), frames_B

@@ -16,6 +16,7 @@ from jax_speechlm.apps.commands.grammar import MAX_STATES, Grammar, normal
 from jax_speechlm.apps.commands.nearest import nearest_sentence
 from jax_speechlm.core.batch import Batch
 from jax_speechlm.decoding.automaton import TokenAutomaton, TooManyStatesError
+from jax_speechlm.decoding.lm.ngram import SPACE
 from jax_speechlm.evaluation import base
 from jax_speechlm.evaluation.intent import CommandReport, NoiseSet, Ratios, in_conditions
 from jax_speechlm.inference.asr.base import Transcriber
@@ -107,8 +108,16 @@ def token_automaton(grammar: Grammar, tokenizer: Tokenizer) -> TokenAutomaton:
             )
     first = tokenizer.encode(words[0])
 
+    if SPACE in tokenizer.pieces:  # which a recognizer of characters may put after the last word
+        end = graph.add_state()
+        for state in graph.final:
+            graph.add_arc(state, SPACE, end)
+        graph.final.add(end)
+
     @functools.cache
     def encode(word: str, is_first: bool) -> Sequence[int]:
+        if word == SPACE:
+            return [tokenizer.pieces.index(SPACE)]
         if is_first:
             return tokenizer.encode(word)
         both = tokenizer.encode(f"{words[0]} {word}")

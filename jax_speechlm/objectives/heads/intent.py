@@ -141,9 +141,7 @@ class Intent(HeadConfig):
         The pieces of the intent are the intents. Those of a slot are its absence and the words of its values, counted
         apart if a value repeats one.
         """
-        if not self.intents:
-            raise ValueError("objective.intents is empty: name them, or train on data that have intents")
-        maps = [np.eye(len(self.intents), dtype=np.float32)]
+        maps = [np.eye(max(1, len(self.intents)), dtype=np.float32)]  # without names a plan before the data are there
         for slot in self.slots:
             named = [("",), *(_numbered(value.split()) for value in slot.values)]
             pieces = {piece: place for place, piece in enumerate(dict.fromkeys(p for value in named for p in value))}
