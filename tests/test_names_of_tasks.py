@@ -13,7 +13,7 @@ from jax_speechlm.tasks.inputs import AUDIO
 
 PACKAGE = Path(__file__).parents[1] / "jax_speechlm"
 ROOMS = ("tasks/", "objectives/", "models/", "recipes/", "interop/hf/")
-NAMES = TASKS.keys() - {"encoder", "classification"}  # these are also parameter groups and ordinary words
+NAMES = TASKS.keys() - {"encoder", "classification", "intent"}  # also parameter groups, columns and ordinary words
 SHOWN = {PACKAGE / "cli" / "by_task.py"}  # whose options --help shows where no run is named
 
 

@@ -32,7 +32,7 @@ from jax_speechlm.inference.predictor import rows_by_id
 from jax_speechlm.models.classical.classifiers import ClassifierName, make_classifier
 
 _RESAMPLES = 10_000
-_FRAME_SAMPLES = SAMPLE_RATE // 100
+FRAME_SAMPLES = SAMPLE_RATE // 100
 
 Vectors = Float[np.ndarray, "rows dim"]
 
@@ -164,7 +164,7 @@ def baseline(
 def _sources(vectors: Sequence[VectorKind], runs: Sequence[Path]) -> dict[str, tuple]:
     """Returns for each kind of vectors its sample rate, frame hop, and `(batches, rows) -> vectors`."""
     sources: dict[str, tuple] = {
-        kind: (SAMPLE_RATE, _FRAME_SAMPLES, functools.partial(_mfcc_vectors, kind)) for kind in vectors
+        kind: (SAMPLE_RATE, FRAME_SAMPLES, functools.partial(mfcc_vectors, kind)) for kind in vectors
     }
     for run in runs:
         encoder = SpeechEncoder.load(run)
@@ -176,7 +176,7 @@ def _sources(vectors: Sequence[VectorKind], runs: Sequence[Path]) -> dict[str, t
     return sources
 
 
-def _mfcc_vectors(kind: VectorKind, batches: Iterable[Batch], num_rows: int) -> Vectors:
+def mfcc_vectors(kind: VectorKind, batches: Iterable[Batch], num_rows: int) -> Vectors:
     rows = rows_by_id(jax.jit(functools.partial(utterance_vectors, kind=kind, sample_rate=SAMPLE_RATE)), batches)
     return np.stack([rows[row][0] for row in range(num_rows)])
 

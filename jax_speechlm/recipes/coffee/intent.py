@@ -39,5 +39,5 @@ def config() -> Experiment:
         objective=Intent(intents=("orderDrink",), slots=SLOTS),
         frontend=MASKED_MEL.replace(mel=MEL.replace(normalize="running")),  # as debian/en_streaming
         model=CONFORMER_144,
-        **on_cpu(600, peak=1e-3, warmup_steps=60, log_every=50, eval_every=150),
+        **on_cpu(150, peak=1e-3, warmup_steps=60, eval_every=150),
     )
