@@ -64,7 +64,9 @@ def _row_commands(
 
 def command_ids(objective: ObjectiveConfig, index: Index, *, strict: bool) -> Int[np.ndarray, "rows labels"]:
     """Returns the ids of the intent and of each slot's value of rows; arguments and errors as of `class_ids`."""
-    columns = [class_ids(index.column("intent").to_pylist(), objective.intents, strict=strict, setting="objective.intents")]
+    columns = [
+        class_ids(index.column("intent").to_pylist(), objective.intents, strict=strict, setting="objective.intents")
+    ]
     slots = [read_slots(text) for text in index.column("slots").to_pylist()]
     names = {slot.name for slot in objective.slots}
     if strict and (unknown := next((name for row in slots for name in row if name not in names), None)) is not None:

@@ -5,9 +5,10 @@ jax-speechlm import whisper-tiny.en --out runs/whisper
 jax-speechlm finetune --config coffee/intent_whisper --from runs/whisper --run-dir runs/coffee
 jax-speechlm eval runs/coffee --sets coffee --noise-set noise
 
-42 k parameters of 8.25 M are trained. Two CPU cores beside other work: 8.3 minutes, 1.92 h of audio seen (2.6 passes over
-309 clips), seed 0; the loss still falls. At 0 dB of noise: slot F1 59.6 % [54.7, 64.4]. The clips do not name their
-speakers, who may stand in several splits. docs/commands.md has the other methods: a recognizer with a grammar is better.
+42 k parameters of 8.25 M are trained. Two CPU cores beside other work: 8.3 minutes, 1.92 h of audio seen (2.6 passes
+over 309 clips), seed 0; the loss still falls. At 0 dB of noise: slot F1 59.6 % [54.7, 64.4]. The clips do not name
+their speakers, who may stand in several splits. docs/commands.md has the other methods: a recognizer with a grammar is
+better.
 
 Result: coffee test, 96 commands: slot F1 65.1 % [60.2, 69.9], all right 16.7 % [10.5, 25.4]
 """
