@@ -67,6 +67,11 @@ SEGMENT = Field("segment", np.int32, ("rows", "context"), "document within the r
 POSITION = Field("position", np.int32, ("rows", "context"), "position within the segment, from 0")
 PACKED_TEXT = (TEXT_TOKENS, SEGMENT, POSITION)
 
+CONTEXT_TOKENS = Field("context_tokens", np.int32, ("rows", "context"), "token id of a word near that of `tokens`")
+COUNT = Field("count", np.float32, ("rows", "context"), "how often the two words co-occur, by inverse distance")
+WORD_PAIRS = (*PACKED_TEXT, CONTEXT_TOKENS, COUNT)
+"""Pairs of words in place of packed text; a row is one segment."""
+
 DURATION = Field("samples", np.int32, ("rows", "context"), "samples that a speech unit stands for; 0 of other tokens")
 
 
@@ -103,9 +108,9 @@ class BatchSpec:
         return cls(fields)
 
     @classmethod
-    def text(cls, *, row_label: bool = False, duration: bool = False) -> "BatchSpec":
-        """Returns the schema of batches of packed documents."""
-        optional = {ROW_LABEL: row_label, DURATION: duration}
+    def text(cls, *, row_label: bool = False, duration: bool = False, word_pairs: bool = False) -> "BatchSpec":
+        """Returns the schema of batches of packed documents, or of rows of `word_pairs`."""
+        optional = {ROW_LABEL: row_label, DURATION: duration, CONTEXT_TOKENS: word_pairs, COUNT: word_pairs}
         return cls((*PACKED_TEXT, *ROW, *(field for field, wanted in optional.items() if wanted)))
 
     @property
@@ -170,7 +175,7 @@ def every_field() -> tuple[Field, ...]:
     """Returns all fields that a batch of other than packed utterances may hold."""
     optional = dict.fromkeys(("noise", "row_label", "row_labels", "domain", "frame_labels", "pitch"), True)
     every = BatchSpec.speech(**optional).fields
-    return tuple(dict.fromkeys((*every, *BatchSpec.text(duration=True).fields)))
+    return tuple(dict.fromkeys((*every, *BatchSpec.text(duration=True, word_pairs=True).fields)))
 
 
 def every_packed_field() -> tuple[Field, ...]:

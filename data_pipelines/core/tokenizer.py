@@ -7,7 +7,7 @@ from typing import Literal, Protocol, runtime_checkable
 BLANK = 0
 """The id of the CTC blank and of padding; it is not in any text."""
 
-Kind = Literal["char", "phones", "ipa", "units", "unigram", "bpe", "hugging_face"]
+Kind = Literal["char", "word", "phones", "ipa", "units", "unigram", "bpe", "hugging_face"]
 
 PHONES = ("phones", "ipa")
 """Kinds whose `decode` returns phones, not the words of a text."""

@@ -1,4 +1,4 @@
-"""Tokenizers: text to token ids and back, by characters, SentencePiece pieces, phones or speech units.
+"""Tokenizers: text to token ids and back, by characters, words, SentencePiece pieces, phones or speech units.
 
 All kinds follow one convention, so that models and losses do not depend on the kind:
 
@@ -9,6 +9,8 @@ All kinds follow one convention, so that models and losses do not depend on the 
 - an unknown character is decomposed (NFD) and its known parts are kept, so that a foreign accented letter is read as
   its base letter; parts that are still unknown are dropped, not replaced: a symbol for "any other character" would
   teach an acoustic model a class without a sound. `find_unknown` counts the losses before a run starts.
+
+Words (`data_pipelines.tokenizers.words`) are casefolded, and unknown ones are dropped whole.
 
 A saved tokenizer is `tokenizer.json`, with `tokenizer.model` next to it for SentencePiece and `lexicon.txt.xz` for
 phones; nothing is pickled.
@@ -30,6 +32,10 @@ from data_pipelines.core.errors import DataError
 from data_pipelines.core.files import short_digest
 from data_pipelines.core.paths import as_path
 from data_pipelines.core.tokenizer import BLANK, PHONES, Kind, Tokenizer
+from data_pipelines.tokenizers.words import WordTokenizer, train_words
+
+COUNTED = ("char", *PHONES, "word")
+"""Kinds that have an id for what occurs in the training texts, instead of a chosen number of pieces."""
 
 _FILE = "tokenizer.json"
 _MODEL_FILE = "tokenizer.model"
@@ -201,27 +207,29 @@ def train_tokenizer(
     *,
     byte_fallback: bool = False,
     language: str = "en-us",
+    min_count: int = 5,
 ) -> Tokenizer:
     """Makes a tokenizer from texts.
 
     Args:
       texts: transcripts; read once.
       kind: "char" takes every character that occurs, "phones" every phone and mark of a pause
-        (`data_pipelines.tokenizers.phones`), "ipa" the same of any language (`data_pipelines.tokenizers.ipa`);
-        "unigram" and "bpe" learn `vocab_size` pieces.
+        (`data_pipelines.tokenizers.phones`), "ipa" the same of any language (`data_pipelines.tokenizers.ipa`),
+        "word" every frequent word (`data_pipelines.tokenizers.words`); "unigram" and "bpe" learn `vocab_size` pieces.
       vocab_size: number of ids including the blank, for SentencePiece. A small corpus may result in fewer.
       byte_fallback: adds 256 pieces for bytes to SentencePiece: then every character is known (the rarest, 0.05 % of
         the characters in the texts, are encoded as bytes too) and spaces are kept, so that every text is decoded to its
         NFKC form.
       language: eSpeak's name of the language of "ipa".
+      min_count: occurrences that a "word" needs.
 
     Raises:
       DataError: the package that a kind needs is not installed.
       ValueError: the texts contain no character, or `vocab_size` does not fit the kind.
     """
     normalised = (unicodedata.normalize("NFKC", text) for text in texts)
-    if kind in ("char", *PHONES) and vocab_size is not None:
-        raise ValueError("a tokenizer of characters or phones has as many ids as occur; leave vocab_size out")
+    if kind in COUNTED and vocab_size is not None:
+        raise ValueError("a tokenizer of characters, phones or words has as many ids as occur; leave vocab_size out")
     if kind == "char":
         alphabet = sorted(set().union(*normalised))
         if not alphabet:
@@ -235,12 +243,14 @@ def train_tokenizer(
         from data_pipelines.tokenizers.ipa import train_ipa
 
         tokenizer = train_ipa(normalised, language)
+    elif kind == "word":
+        tokenizer = train_words(normalised, min_count)
     elif kind in ("unigram", "bpe"):
         if vocab_size is None:
             raise ValueError(f"a {kind} tokenizer needs a vocab_size")
         tokenizer = SentencePieceTokenizer(kind, _train_sentencepiece(normalised, kind, vocab_size, byte_fallback))
     else:
-        raise ValueError(f"unknown tokenizer kind {kind!r}; choose char, phones, ipa, unigram or bpe")
+        raise ValueError(f"unknown tokenizer kind {kind!r}; choose char, phones, ipa, word, unigram or bpe")
     if out is not None:
         tokenizer.save(out)
     return tokenizer
@@ -275,6 +285,8 @@ def load_tokenizer(directory: Path | str) -> Tokenizer:
             from data_pipelines.tokenizers.ipa import IpaTokenizer
 
             tokenizer = IpaTokenizer.from_saved(saved)
+        elif saved["kind"] == "word":
+            tokenizer = WordTokenizer.from_saved(saved)
         else:
             tokenizer = SentencePieceTokenizer(saved["kind"], (path.parent / saved["model"]).read_bytes())
     except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:

@@ -32,7 +32,7 @@ COMMANDS = {
     ),
     "train-tokenizer": Command(
         "jax_speechlm.cli.tokenizer:train_tokenizer",
-        "train a tokenizer of characters, phones or SentencePiece on transcripts or text",
+        "train a tokenizer of characters, words, phones or SentencePiece on transcripts or text",
         "jax-speechlm train-tokenizer --sets queen-en --kind unigram --vocab-size 500 --out data/unigram-500",
     ),
     "train-ngram": Command(
@@ -82,7 +82,7 @@ COMMANDS = {
     ),
     "eval": Command(
         "jax_speechlm.cli.by_task:run",
-        "measure a checkpoint as it was trained for: WER, bits per byte or per second, masked accuracy, or classes",
+        "measure a checkpoint as it was trained for: WER, bits per byte or per second, accuracy, similar words",
         "jax-speechlm eval runs/finetune --sets asterisk-en --split test",
         parses=True,
     ),
@@ -164,6 +164,12 @@ COMMANDS = {
         "jax_speechlm.cli.by_task:run",
         "write an encoder's vectors of audio files, one per file or frame, or of texts",
         "jax-speechlm embed runs/pretrain *.wav --out vectors.npz    |    embed runs/minilm 'a text' --out vectors.npz",
+        parses=True,
+    ),
+    "words": Command(
+        "jax_speechlm.cli.words:words",
+        "find the nearest words, similarities and analogies by vectors of words",
+        "jax-speechlm words nearest runs/skip_gram king    |    words analogy runs/skip_gram man king woman",
         parses=True,
     ),
     "classify": Command(

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 import tyro
 
-Target = Literal["hf", "peft", "stablehlo", "saved_model", "litert", "onnx"]
+Target = Literal["hf", "peft", "stablehlo", "saved_model", "litert", "onnx", "word2vec"]
 
 
 class ExportTarget(NamedTuple):
@@ -38,6 +38,9 @@ EXPORT_TARGETS: dict[Target, ExportTarget] = {
         "jax_speechlm.interop.runtimes.litert:export_run", "a recognizer for LiteRT: phones and boards"
     ),
     "onnx": ExportTarget("jax_speechlm.interop.runtimes.onnx:export_run", "a recognizer or a voice for onnxruntime"),
+    "word2vec": ExportTarget(
+        "jax_speechlm.interop.word2vec:export_run", "vectors of words as a text file, which gensim opens"
+    ),
 }
 
 

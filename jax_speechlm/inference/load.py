@@ -30,6 +30,7 @@ from jax_speechlm.inference.synthesize import Speech, Synthesizer
 from jax_speechlm.inference.text_embed import TextEmbedder
 from jax_speechlm.inference.text_tokens import Answer, Entity
 from jax_speechlm.inference.transcript import Transcript
+from jax_speechlm.inference.word_vectors import WordTable
 from jax_speechlm.objectives.heads.pooling import Pooling
 from jax_speechlm.tasks import TASKS, resolve, with_ability
 from jax_speechlm.tasks.base import Task
@@ -127,7 +128,8 @@ class TrainedModel:
 
         Args:
           layer, max_seconds: of recordings, as in `SpeechEncoder.embed`.
-          pooling: of texts, how hidden states become a vector; None for the run's own way.
+          pooling: of texts, how hidden states become a vector; None for the run's own way. It is the mean of word
+            vectors.
 
         Returns:
           Of recordings the hidden states [time, dim] of each; of texts an array with a vector of each.
@@ -135,6 +137,8 @@ class TrainedModel:
         self._check("embed")
         if isinstance(self.model, TextEmbedder):
             return self.model.vectors(_listed(inputs), pooling)
+        if isinstance(self.model, WordTable):
+            return self.model.embed(_listed(inputs))
         return list(self._encoder.embed(_listed(inputs), layer=layer, max_seconds=max_seconds))
 
     def generate(

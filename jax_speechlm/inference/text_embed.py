@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -90,9 +90,17 @@ def embed_texts(
       lines: the texts are names of text files, of which each line is a text.
       pooling: mean, or cls for the first token; by default as the run was imported.
     """
+    model = TextEmbedder.load(checkpoint)
+    write_embeddings(out, texts, lines, functools.partial(model.vectors, pooling=pooling))
+
+
+def write_embeddings(
+    out: Path, texts: Sequence[str], lines: bool, embed: Callable[[Sequence[str]], Float[np.ndarray, "texts dim"]]
+) -> None:
+    """Writes texts, or the lines of text files, and the vectors that `embed` computes of them."""
     if lines:
         texts = tuple(line for file in texts for line in _read_lines(Path(file)))
-    embeddings = TextEmbedder.load(checkpoint).vectors(texts, pooling)
+    embeddings = embed(texts)
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("wb") as file:  # numpy would add .npz to another name
         np.savez(file, texts=np.array(texts), embeddings=embeddings)

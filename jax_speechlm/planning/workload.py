@@ -15,7 +15,7 @@ from data_pipelines.core.tokenizer import Tokenizer
 from data_pipelines.storage.pitch import find_pitch
 from data_pipelines.storage.units import read_units
 from data_pipelines.storage.word_times import find_word_times
-from data_pipelines.tokenizers.base import CharTokenizer
+from data_pipelines.tokenizers.words import WordTokenizer
 from jax_speechlm.recipes.experiment import Experiment, Mixture, PackedRows, UnitText
 from jax_speechlm.tasks.inputs import DURATION, FRAME_PITCH, FRAME_UNITS, SPEECH_OR_SILENCE, TRANSCRIPT
 from jax_speechlm.training.runs import read_tokenizer
@@ -83,7 +83,8 @@ class Workload:
         """Returns a batch of a shape, as abstract arrays without sharding."""
         wanted = {field for each in inputs_of(experiment, shape.stream) for field in each.fields}
         if shape.unit == "tokens":
-            spec = BatchSpec.text(row_label=fields.ROW_LABEL in wanted, duration=fields.DURATION in wanted)
+            optional = {"row_label": fields.ROW_LABEL, "duration": fields.DURATION, "word_pairs": fields.COUNT}
+            spec = BatchSpec.text(**{name: field in wanted for name, field in optional.items()})
             sizes = {"rows": shape.rows, "context": shape.length}
         else:
             spec = BatchSpec.speech(
@@ -220,4 +221,6 @@ def _tokenizer(path: str | None, vocab_size: int | None) -> tuple[Tokenizer, str
     if vocab_size is None:
         named = re.search(r"\d+$", path or "")
         vocab_size = int(named.group()) if named else CHARACTERS if path is None else PIECES
-    return CharTokenizer("".join(map(chr, range(0x20000, 0x20000 + vocab_size - 1)))), f", {vocab_size} token ids"
+    ranks = range(1, vocab_size)  # of frequencies by Zipf's law, which only objectives of words read
+    words = WordTokenizer(tuple(chr(0x20000 + rank) for rank in ranks), tuple(vocab_size // rank for rank in ranks))
+    return words, f", {vocab_size} token ids"

@@ -17,6 +17,7 @@ from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.models.tts.fastspeech2 import FastSpeech2Config
 from jax_speechlm.models.tts.tacotron import TacotronConfig
 from jax_speechlm.models.vocoders.vocoders import VocoderModel
+from jax_speechlm.models.word_vectors import WordVectorsConfig
 from jax_speechlm.nn.lora import LoRA
 from jax_speechlm.objectives.adaptation import adapted
 from jax_speechlm.objectives.base import Objective as BuiltObjective
@@ -38,7 +39,8 @@ Model = Annotated[
     | FastSpeech2Config
     | TacotronConfig
     | VocoderModel
-    | WavTokenizerConfig,
+    | WavTokenizerConfig
+    | WordVectorsConfig,
     pydantic.Field(discriminator="kind"),
 ]
 
@@ -207,6 +209,30 @@ class UnitText(PackedRows):
         return self
 
 
+class WordPairs(PackedRows):
+    """Pairs of words that co-occur in text, with their counts.
+
+    Attributes:
+      sets: names of prepared sets of text, or of speech, whose transcripts are then the documents; their "train"
+        splits. "name:split" takes another split.
+      data_dir: folder of the prepared data sets.
+      tokenizer: folder of a tokenizer of words, or of a run that has one.
+      window: largest distance of two words that co-occur.
+      held_out: share of the pairs that validate instead of being trained on; 0 for no validation.
+      context: pairs of a row.
+      tokens_per_batch: pairs of one global batch; a multiple of `context`.
+    """
+
+    kind: Literal["word_pairs"] = "word_pairs"
+    sets: tuple[str, ...]
+    data_dir: str = "data"
+    tokenizer: str
+    window: pydantic.PositiveInt = 10
+    held_out: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.01
+    context: pydantic.PositiveInt = 1024
+    tokens_per_batch: pydantic.PositiveInt = 16384
+
+
 class Stream(Config):
     """One stream of a mixture.
 
@@ -272,7 +298,7 @@ class Mixture(Config):
         return self.replace(streams=tuple(stream.replace(data=stream.data.scaled(factor)) for stream in self.streams))
 
 
-Data = Annotated[Speech | Text | UnitText | Mixture, pydantic.Field(discriminator="kind")]
+Data = Annotated[Speech | Text | UnitText | WordPairs | Mixture, pydantic.Field(discriminator="kind")]
 
 
 class InitFrom(Config):

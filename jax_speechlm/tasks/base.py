@@ -45,7 +45,7 @@ class Task:
       name: the objective's `kind`, used by checkpoints and recipes.
       objective: settings class; `objective.build(...)` returns the model and the loss.
       models: configs of the models that it trains.
-      inputs: inputs per kind of data ("speech", "text", "unit_text", "mixture").
+      inputs: inputs per kind of data ("speech", "text", "unit_text", "word_pairs", "mixture").
       predictor: class whose `load(path)` opens a trained checkpoint.
       abilities: methods of `jax_speechlm.load(path)` that such a checkpoint may have.
       evaluator: function that `jax-speechlm eval` calls.

@@ -181,4 +181,6 @@ SPEECH_OR_SILENCE = Input((fields.FRAME_LABELS,), _frame_classes)
 FRAME_PITCH = Input((fields.PITCH,), _frame_pitch)
 """Fundamental frequency of each frame, which `jax-speechlm pitch` measured."""
 PACKED_TEXT = Input(fields.PACKED_TEXT)
+WORD_PAIRS = Input(fields.WORD_PAIRS)
+"""Pairs of words and their co-occurrence counts."""
 DURATION = Input((fields.DURATION,))

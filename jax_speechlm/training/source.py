@@ -30,11 +30,12 @@ from data_pipelines.storage.units import UnitIdStore, Units, UnitTexts, open_uni
 from data_pipelines.tokenizers import base
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.parallel.mesh import row_group
-from jax_speechlm.recipes.experiment import Experiment, Mixture, Speech, Text, UnitText
+from jax_speechlm.recipes.experiment import Experiment, Mixture, Speech, Text, UnitText, WordPairs
 from jax_speechlm.tasks import TASKS
 from jax_speechlm.tasks.base import Input
 from jax_speechlm.tasks.inputs import TRANSCRIPT, row_domains
 from jax_speechlm.training.runs import read_tokenizer
+from jax_speechlm.training.word_pairs import WordPairSource
 
 log = logging.getLogger(__name__)
 
@@ -430,7 +431,13 @@ def _open_stream(name: str, experiment: Experiment, tokenizer: Tokenizer | None)
         raise kind(f"stream {name}: {error}") from error
 
 
-_SOURCES = {Speech: SpeechSource, Text: TextSource, UnitText: UnitSource, Mixture: MixtureSource}
+_SOURCES = {
+    Speech: SpeechSource,
+    Text: TextSource,
+    UnitText: UnitSource,
+    WordPairs: WordPairSource,
+    Mixture: MixtureSource,
+}
 
 
 def read_indexes(experiment: Experiment) -> tuple[indexes.Index, indexes.Index | None]:

@@ -32,6 +32,7 @@ from jax_speechlm.models.vocoders.vocos import VocosConfig
 from jax_speechlm.models.vocoders.wavenet import WaveNetConfig
 from jax_speechlm.models.wav2vec2 import Wav2Vec2EncoderConfig
 from jax_speechlm.models.whisper import WhisperEncoderConfig
+from jax_speechlm.models.word_vectors import WordVectorsConfig
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.lora import LoRA
 from jax_speechlm.objectives.asr.aed import AED
@@ -46,6 +47,9 @@ from jax_speechlm.objectives.lm.span_corruption import SpanCorruption
 from jax_speechlm.objectives.lm.unit_lm import UnitLM
 from jax_speechlm.objectives.speech_text.joint import STREAMS
 from jax_speechlm.objectives.speech_text.speech_lm import Prompt, Prompts, SpeechLM
+from jax_speechlm.objectives.word_vectors.cbow import CBOW
+from jax_speechlm.objectives.word_vectors.glove import GloVe
+from jax_speechlm.objectives.word_vectors.skip_gram import SkipGram
 from jax_speechlm.parallel import mesh as meshes
 from jax_speechlm.parallel.mesh import MeshShape
 from jax_speechlm.tasks import TASKS
@@ -59,7 +63,7 @@ FILLER = 5
 """The row of a toy batch that has no data."""
 UNTRAINED = "encoder", "text_encoder", "token_classification", "question_answering"
 """Tasks of imported models that have no loss."""
-JUNK = {"audio": 999, "tokens": 3, "samples": 777}
+JUNK = {"audio": 999, "tokens": 3, "samples": 777, "context_tokens": 2, "count": 55}
 """Values of the padding, which no result may depend on."""
 PER_BATCH = ("code_", "codes_used", "predicted_code", "representation_", "majority", "unit_entropy", "diversity")
 """First parts of the names of metrics that describe a batch as a whole, so that those of parts do not add up to it."""
@@ -106,6 +110,7 @@ MODELS = {
     FastSpeech2Config: tiny.MODELS["tts"],
     TacotronConfig: tiny.MODELS["tacotron"],
     WavTokenizerConfig: tiny.MODELS["codec"],
+    WordVectorsConfig: WordVectorsConfig(dim=8),
 }
 """A toy of each model, every random part of it on."""
 TRANSFORMERS = {"masked_lm": BERT, "classification": BOTH_WAYS}
@@ -119,6 +124,9 @@ SETTINGS = {config.kind: config for config in tiny.OBJECTIVES.values()} | {
     "span_corruption": SpanCorruption(ratio=0.3, sentinels=8),
     "speech_lm": SpeechLM(freeze=(), prompts=Prompts(transcribe=Prompt(before="ab", behind="ca "))),
     "unit_lm": UnitLM(num_units=9),
+    "skip_gram": SkipGram(window=2, negatives=3, subsample=0.02),
+    "cbow": CBOW(window=2, negatives=3, subsample=0.02),
+    "glove": GloVe(most=4),
 }
 """Small settings of each objective."""
 
@@ -156,7 +164,7 @@ class Toy:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        return text.TOKENIZER
+        return text.WORDS if isinstance(self.model, WordVectorsConfig) else text.TOKENIZER
 
     @functools.cached_property
     def fields(self) -> frozenset[fields.Field]:
@@ -166,7 +174,7 @@ class Toy:
 
     @property
     def kind(self) -> str:
-        return "unit_text" if self.config.kind == "unit_lm" else self.data
+        return {"unit_lm": "unit_text", "glove": "word_pairs"}.get(self.config.kind, self.data)
 
     @property
     def spec(self) -> BatchSpec:
@@ -174,7 +182,7 @@ class Toy:
             has = {"row_label": fields.ROW_LABEL, "frame_labels": fields.FRAME_LABELS, "pitch": fields.PITCH}
             has["row_labels"] = fields.ROW_LABELS
             return BatchSpec.speech(**{name: field in self.fields for name, field in has.items()})
-        has = {"row_label": fields.ROW_LABEL, "duration": fields.DURATION}
+        has = {"row_label": fields.ROW_LABEL, "duration": fields.DURATION, "word_pairs": fields.COUNT}
         return BatchSpec.text(**{name: field in self.fields for name, field in has.items()})
 
     def sizes(self, rows: int, more: int = 0) -> dict[str, int]:
@@ -221,6 +229,9 @@ class Toy:
         if self.stream:  # a conformer attends over all of a row
             lengths = [documents[:1] for documents in lengths]
         batch = self.spec.empty(self.sizes(8))
+        if "count" in batch:
+            batch["context_tokens"][:] = np.arange(8 * CONTEXT).reshape(8, CONTEXT) % self.tokenizer.vocab_size
+            batch["count"][:] = 1 + np.arange(CONTEXT) / 4
         return batch | self._with_units(
             text.pack([text.documents(seed, row) for seed, row in enumerate(lengths)], CONTEXT)
         )
@@ -333,7 +344,7 @@ def toys() -> Iterator[tuple[str, Toy]]:
             config, toy = SETTINGS[name], MODELS[model]
             if model is WaveNetConfig:
                 config = config.replace(adversarial=None)
-            data = "text" if model is TransformerConfig else "speech"
+            data = "text" if model in (TransformerConfig, WordVectorsConfig) else "speech"
             if data == "text":
                 toy = TRANSFORMERS.get(name, toy)
             if name == "distillation":

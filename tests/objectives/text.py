@@ -5,10 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from data_pipelines.tokenizers.base import CharTokenizer
+from data_pipelines.tokenizers.words import WordTokenizer
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.models.transformer_config import TransformerConfig
 
 TOKENIZER = CharTokenizer("abcdefghijklmnopqrstu ")
+WORDS = WordTokenizer(tuple(f"word{letter}" for letter in TOKENIZER.characters), tuple(range(60, 38, -1)))
+"""Words with the ids of the characters of `TOKENIZER`."""
 VOCABULARY = Vocabulary.of(TOKENIZER)
 MODEL = TransformerConfig(dim=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, ffn_dim=24, dropout=0.1)
 
