@@ -1,4 +1,4 @@
-"""gensim's word2vec on a prepared set of text, beside `text_en/skip_gram` and `text_en/cbow`: the same words and settings.
+"""gensim's word2vec on a prepared set of text, with the words and settings of `text_en/skip_gram` and `text_en/cbow`.
 
     pip install 'jax_speechlm[parity]'
     python benchmarks/word_vectors.py --data-dir data --tokenizer data/words-text-en

@@ -34,6 +34,8 @@ def read_word2vec(path: Path | str) -> tuple[tuple[str, ...], np.ndarray]:
             vectors = np.zeros((count, dim), np.float32)
             for number in range(2, count + 2):
                 word, *values = file.readline().rstrip().split(" ")
+                if len(values) != dim:
+                    raise ValueError(f"it has {len(values)} numbers instead of {dim}")
                 vectors[number - 2] = np.array(values, np.float32)
                 words.append(word)
     except (OSError, ValueError) as error:

@@ -31,7 +31,7 @@ def verify_task(experiment: Experiment, batch: dict[str, np.ndarray], stream: st
         length, unit = batch["audio"].shape[1], "samples"
         assert (batch["tokens"].shape[-1] > 0) == (fields.TRANSCRIPT_TOKENS in wanted)
     else:
-        spec = BatchSpec.text(**optional, duration=fields.DURATION in wanted)
+        spec = BatchSpec.text(**optional, duration=fields.DURATION in wanted, word_pairs=fields.COUNT in wanted)
         length, unit = batch["tokens"].shape[1], "tokens"
     sizes = spec.check(batch)
     packed_sizes = (sizes.get(name, 0) for name in ("utterances", "text"))

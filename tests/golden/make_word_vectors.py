@@ -28,8 +28,8 @@ def gensim_word2vec(skip_gram: bool) -> dict[str, np.ndarray]:
     """Trains one epoch; returns tables, examples in their order, and distributions.
 
     `words` and `outputs` float32 [sentences + 1, words, DIM] before each sentence and after the last; `sentences` int
-    [examples], the sentence of each; `centres` int [examples], `contexts` int [examples, 2 * WINDOW] with -1 where there is none (skip-gram has one word
-    each), `negatives` int [examples, NEGATIVES]; words by the rank of their frequency, from 0.
+    [examples], the sentence of each; `centres` int [examples], `contexts` int [examples, 2 * WINDOW], -1 where there
+    is none (skip-gram has one word each), `negatives` int [examples, NEGATIVES]; words by the rank of their frequency.
     """
     from gensim.models import Word2Vec
 

