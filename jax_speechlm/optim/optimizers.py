@@ -11,6 +11,7 @@ from jaxtyping import Array, Int
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.tree import is_below, paths
 from jax_speechlm.nn.functional import Params
+from jax_speechlm.optim.privacy import Privacy
 
 Share = Annotated[float, pydantic.Field(ge=0, le=1)]
 
@@ -192,12 +193,14 @@ class Optimizer(UpdateRule):
         w2v-BERT, where the diversity of codes is then computed over a micro-batch instead of the whole batch, and in a
         codec, where each micro-batch proposes averages of the codebook.
       ema_decay: of the exponential moving average of parameters, which evaluation uses; 0 for none.
+      privacy: differentially private gradients, none by default.
     """
 
     frozen: tuple[str, ...] = ()
     groups: tuple[Group, ...] = ()
     accumulate: pydantic.PositiveInt = 1
     ema_decay: Share = 0.0
+    privacy: Privacy = Privacy()
 
     @property
     def separate(self) -> tuple[Group, ...]:

@@ -384,6 +384,7 @@ class Experiment(Config):
         task = TASKS[self.objective.kind]
         self.objective.check_data(self.data)
         self.objective.check_optimizer(self.optimizer)
+        self.optimizer.privacy.check(self.data, self.objective)
         task.inputs_of(self.data)
         task.check_model(self.model)
         if self.adversary.classes and not isinstance(self.data, Speech):

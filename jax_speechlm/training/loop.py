@@ -116,7 +116,7 @@ def train(
     warnings = concerns(experiment, source)
     objective = experiment.build(source.tokenizer)
     mesh = meshes.make_mesh(experiment.mesh)
-    loop = experiment.loop
+    loop, privacy = experiment.loop, experiment.optimizer.privacy
     meta = {"experiment": experiment.model_dump(mode="json"), "tokenizer": tokenizer_files(source.tokenizer)}
     meta |= {"plan": source.plan.fingerprint} | source.fingerprints()
     meta |= {"training_only": objective.training_only} if objective.training_only else {}
@@ -184,6 +184,8 @@ def train(
                 _watch(experiment, meter.add(*pending), reporter, checkpoints)
                 pending = None
                 train_figures = meter.take() | {"skipped_steps": float(state.skipped)}
+                if privacy.noise_multiplier:
+                    train_figures |= privacy.spent(step, source.plan.steps_per_epoch)
                 reporter.write(step, "train", train_figures)
                 reporter.write(step, "goodput", account.figures() | _joules(energy))
                 figures = train_figures | {f"dev_{name}": value for name, value in dev_figures.items()}
@@ -223,6 +225,8 @@ def train(
             reporter.say(_describe_early_end(history, step, experiment))
         if not stopped_by and (warning := history.overfitting() or history.underfitting()):
             reporter.say(f"[yellow]{escape(warning)}")
+        if privacy.noise_multiplier:
+            reporter.say(privacy.describe(step, source.plan.steps_per_epoch))
         if first_step < experiment.num_steps:  # opening a complete run adds no time to its account
             reporter.write(step, "goodput", account.figures() | _joules(energy))
             reporter.say(describe(account.figures()))

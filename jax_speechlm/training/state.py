@@ -16,6 +16,7 @@ from jax_speechlm.nn import functional
 from jax_speechlm.nn.functional import Params
 from jax_speechlm.objectives.base import Metrics, Objective
 from jax_speechlm.optim.optimizers import Optimizer
+from jax_speechlm.optim.privacy import private_gradient
 from jax_speechlm.parallel import mesh as meshes
 from jax_speechlm.parallel.compiler_options import options_for
 
@@ -112,6 +113,8 @@ def make_trainer(
             (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(trainable, batch)
             return grads, metrics
 
+        if optimizer.privacy.noise_multiplier:
+            return private_gradient(one, batch, optimizer.privacy, key, optimizer.accumulate)
         if optimizer.accumulate == 1:
             return one(batch)
         return _accumulate(one, batch, optimizer.accumulate)
