@@ -124,6 +124,11 @@ COMMANDS = {
         "compare error rates between groups of speakers or recordings, and test the largest gap",
         "jax-speechlm fairness runs/finetune/eval/my-test-greedy/report.json --by gender --sets my",
     ),
+    "membership": Command(
+        "jax_speechlm.evaluation.membership:measure_membership",
+        "measure how well a run's loss tells what it was trained on from other utterances or texts",
+        "jax-speechlm membership runs/finetune --split dev",
+    ),
     "rover": Command(
         "jax_speechlm.evaluation.rover:rover_reports",
         "join the transcripts of several evaluations by a vote on every word",
