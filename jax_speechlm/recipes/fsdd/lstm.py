@@ -1,4 +1,4 @@
-"""Classification of digits by a bidirectional LSTM, trained as `fsdd/cnn`.
+"""Classification of digits by a bidirectional LSTM, trained as `fsdd/cnn`; `--model.cell gru` is a GRU.
 
 jax-speechlm finetune --config fsdd/lstm --run-dir runs/lstm     # without theo
 python scripts/left_out_speakers.py fsdd/lstm   # without each speaker in turn
