@@ -321,9 +321,11 @@ def _check_decoding(task: Task, decoding: Decoding) -> None:
         raise ValueError(
             f"warps are for runs that were trained by ctc, and this one was by {task.name}: leave them out"
         )
-    if decoding.ctc_weight is not None and predictor is not AttentionRecognizer:
+    of_decoders = {name: getattr(decoding, name) for name in ("ctc_weight", "prompt", "condition_on_previous")}
+    given = [name for name, value in of_decoders.items() if value not in (None, False)]
+    if given and predictor is not AttentionRecognizer:
         raise ValueError(
-            f"ctc_weight is for runs that were trained by aed, and this one was by {task.name}: leave it out"
+            f"{given[0]} is for runs that were trained by aed, and this one was by {task.name}: leave it out"
         )
 
 

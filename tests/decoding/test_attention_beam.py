@@ -53,8 +53,9 @@ def network(ctc_weight, width=3, most=MOST):
     @functools.partial(jax.jit, static_argnames="size")
     def start(x, length, size):
         prompt = jnp.broadcast_to(jnp.array(PROMPT), (len(x), len(PROMPT)))
-        model = functional.bind(GRAPHDEF, weights)
-        return steps.start(model, x, length, prompt, size=size, has_ctc=ctc_weight > 0, **settings)
+        model, rows = functional.bind(GRAPHDEF, weights), len(x)
+        prompts = prompt, jnp.full(rows, len(PROMPT)), jnp.zeros(rows, jnp.int32)
+        return steps.start(model, x, length, *prompts, size=size, has_ctc=ctc_weight > 0, **settings)
 
     @jax.jit
     def advance(state, origin, tokens):

@@ -174,6 +174,45 @@ def test_words_have_times_in_their_order(run, timestamps):
     assert [(w.word, w.start, w.end) for w in alone.words] == [(w.word, w.start, w.end) for w in together[0].words]
 
 
+def test_a_text_follows_its_prompt_and_the_text_before(run):
+    options = {"decoder": "greedy", "prompt": "the cat"}
+    model = open_transcriber(run, Decoding(**options, condition_on_previous=True))
+    words, previous = tuple(model.tokenizer.encode(" the cat")), model.experiment.objective.whisper.previous
+    assert model.prompt == words
+    prompts = model._programs.prompts([model._context((7, 8)), []])
+    before = [previous, *words, 7, 8]
+    assert prompts.ids[0, : len(before)].tolist() == before
+    assert prompts.length.tolist() == [len(before) + 4, 4]
+    full = model._context((7,) * 90)
+    assert full == [*words, *[7] * (19 - len(words))]  # half of the 40 positions, with `previous`
+    clip = np.random.default_rng(2).normal(0, 2000, 40_000).astype(np.int16)
+
+    def one_by_one(model, follow):
+        history, texts = (), []
+        for window in model._windows(iter([clip]), 30.0):
+            batch = {"audio": window.samples[None], "audio_length": np.array([len(window.samples)], np.int32)}
+            (answer,) = model._decoded(*model._frames(batch), [window.samples], [history], False)
+            history += answer.ids if follow and answer.phrases else ()
+            texts.append(answer.text)
+        return " ".join(" ".join(texts).split())
+
+    def drawn(temperature, model=model):  # a random model has words in texts that are drawn
+        return dataclasses.replace(model, fallback=Fallback(temperatures=(0.0, temperature), log_prob=0.0))
+
+    warm, hot = drawn(0.45), drawn(0.7)
+    apart = drawn(0.45, open_transcriber(run, Decoding(**options)))
+    assert next(warm.transcribe([clip])).text == one_by_one(warm, True) != one_by_one(warm, False)
+    assert next(apart.transcribe([clip])).text == one_by_one(warm, False)
+    assert next(hot.transcribe([clip])).text == one_by_one(hot, False)  # such texts are not read again
+    batch = {"audio": clip[None, :16_000], "audio_length": np.array([16_000], np.int32)}
+    beam = open_transcriber(run, Decoding(decoder="beam", beam_size=1, prompt="the cat"))
+    (one,), (other,) = (dataclasses.replace(each, fallback=model.fallback).answers(batch) for each in (apart, beam))
+    assert one.ids == other.ids != ()
+    assert dataclasses.replace(model, prompt=()).answers(batch)[0].ids != one.ids
+    with pytest.raises(ValueError, match="--condition-on-previous is for greedy decoding"):
+        open_transcriber(run, Decoding(decoder="beam", condition_on_previous=True))
+
+
 def test_a_text_of_noise_is_left_out(run):
     model = open_transcriber(run)
     answer = model.encode([])

@@ -49,7 +49,8 @@ def test_words_have_the_times_of_transformers(tmp_path, timestamps):
             ids = [whisper.first_timestamp, *ids, whisper.first_timestamp + 9]
         batch = ours._windowed({"audio": clip[None], "audio_length": np.array([length], np.int32)})
         source = ours._programs.read(ours.params, *ours._frames(batch))
-        (answer,) = ours._timed([ours._answer(ids, -1.0, True, 0.0, 0.0)], source, batch["audio_length"])
+        answers = [ours._answer(ids, -1.0, True, 0.0, 0.0)]
+        (answer,) = ours._timed(answers, source, ours._programs.prompts([()]), batch["audio_length"])
         features = extractor(
             clip / np.float32(32768), sampling_rate=16_000, return_tensors="pt", return_attention_mask=True
         )

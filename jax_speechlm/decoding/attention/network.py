@@ -20,7 +20,7 @@ class State(NamedTuple):
 
     Attributes:
       source, cache: what the decoder reads of the frames, of each utterance, and of the tokens.
-      position: of the next token.
+      position: of the next token of each prefix.
       is_first: whether the prefixes are empty.
       times: of prefixes with times in them.
       no_speech: probability of `Rules.no_speech` in place of a text; 0 without it.
@@ -30,7 +30,7 @@ class State(NamedTuple):
 
     source: Source
     cache: Cache
-    position: Int[Array, ""]
+    position: Int[Array, " prefixes"]
     is_first: Bool[Array, ""]
     times: Times
     no_speech: Float[Array, " batch"]
@@ -62,6 +62,8 @@ def start(
     frames_BxTxD: Float[Array, "batch time dim"],
     length_B: Int[Array, " batch"],
     prompt_BxP: Int[Array, "batch prompt"],
+    prompt_length_B: Int[Array, " batch"],
+    start_B: Int[Array, " batch"],
     rules: Rules,
     *,
     size: int,
@@ -72,25 +74,30 @@ def start(
 
     Args:
       frames_BxTxD: the encoder's frames, at least one, which may be padding.
-      prompt_BxP: ids before the texts; where there may be no speech, the first is the one after which there is none.
+      prompt_BxP: ids before the texts; arbitrary beyond `prompt_length_B`.
+      start_B: place in the prompt after which there may be no speech.
     """
-    batch, prompt = prompt_BxP.shape
+    batch, index = len(prompt_BxP), jnp.arange(prompt_BxP.shape[1])
     decoder = model.decoder
     source = model.read(frames_BxTxD, Segments.of(length_B))
-    position = jnp.broadcast_to(jnp.arange(prompt), prompt_BxP.shape)
+    position = jnp.where(index < prompt_length_B[:, None], index, -1)
     cache = init_cache(decoder.config, batch, decoder.config.max_tokens)
     hidden_BxPxD, cache = decoder.decode(prompt_BxP, position, cache, source)
+
+    def hidden_at(place_B: Array) -> Array:
+        return jnp.take_along_axis(hidden_BxPxD, place_B[:, None, None], axis=1)[:, 0]
+
     no_speech_B = jnp.zeros(batch)
     if rules.no_speech is not None:
-        no_speech_B = jax.nn.softmax(decoder.logits(hidden_BxPxD[:, 0]))[:, rules.no_speech]
+        no_speech_B = jax.nn.softmax(decoder.logits(hidden_at(start_B)))[:, rules.no_speech]
     ctc_log_probs = ctc = None
     if has_ctc:
         ctc_log_probs = jax.nn.log_softmax(model.ctc_logits(frames_BxTxD).astype(jnp.float32))
         ctc = prefix_scores.empty(ctc_log_probs, size)
     cache = jax.tree.map(lambda x: jnp.repeat(x, size, axis=1), cache)
-    counters = jnp.int32(prompt), jnp.array(True), Times.of(batch * size)
+    counters = jnp.repeat(prompt_length_B, size), jnp.array(True), Times.of(batch * size)
     state = State(source, cache, *counters, no_speech_B, ctc_log_probs, length_B, ctc)
-    return state, _extensions(model, state, jnp.repeat(hidden_BxPxD[:, -1], size, axis=0), rules, width)
+    return state, _extensions(model, state, jnp.repeat(hidden_at(prompt_length_B - 1), size, axis=0), rules, width)
 
 
 def advance(

@@ -18,7 +18,7 @@ from jax_speechlm.core.vocabulary import pad
 from jax_speechlm.decoding.attention.beam import AttentionHypothesis, Network, beam_search
 from jax_speechlm.decoding.attention.word_times import first_frames
 from jax_speechlm.decoding.ctc.alignment import Span, words_of
-from jax_speechlm.inference.asr.aed_programs import Programs
+from jax_speechlm.inference.asr.aed_programs import Programs, Prompts
 from jax_speechlm.inference.asr.answer import Answer, Fallback, Phrase
 from jax_speechlm.inference.asr.base import Transcriber, Transcription
 from jax_speechlm.inference.asr.decoder import Decoder, Decoding
@@ -39,6 +39,10 @@ SPARE_TOKENS = 16
 
 _ROWS = (16, 4, 1)  # rows that are decoded together, so that few programs are compiled
 _FRAMES_MULTIPLE = 100  # of the lengths that a beam search is compiled for
+_RESET = 0.5  # temperature above which a text is not read by the next window's, as in OpenAI's `transcribe`
+
+Output = Answer | Float[np.ndarray, "_ dim"]
+"""What the model gives for a window: its text, or the encoder's frames where the text depends on those before."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,7 +50,9 @@ class AttentionRecognizer(Transcriber):
     """A checkpoint's encoder and decoder, with LoRA merged, and the `fallback` of its search.
 
     Without a `decoder` that is greedy, else a beam search, in which a CTC head has the share `ctc_weight`. With
-    `timestamps`, a Whisper predicts times in its texts, and segments begin and end at them.
+    `timestamps`, a Whisper predicts times in its texts, and segments begin and end at them. Each of its texts follows
+    the ids `prompt` and, with `condition_on_previous`, the recording's texts before it, up to one that was drawn at a
+    temperature above 0.5.
     """
 
     run: LoadedRun
@@ -54,6 +60,8 @@ class AttentionRecognizer(Transcriber):
     timestamps: bool = False
     ctc_weight: float = 0.0
     decoder: Decoder | None = None
+    prompt: tuple[int, ...] = ()
+    condition_on_previous: bool = False
 
     abilities: ClassVar[tuple[str, ...]] = ("transcribe", "embed")
 
@@ -90,11 +98,20 @@ class AttentionRecognizer(Transcriber):
             )
         if decoding.timestamps and objective.ctc_weight and not decoding.is_greedy:
             raise ValueError(f"{path}: its CTC head has no times: leave out --timestamps, or the settings of the beam")
+        has_context = objective.whisper is not None and objective.whisper.previous is not None
+        if (decoding.prompt or decoding.condition_on_previous) and not has_context:
+            raise ValueError(f"{path}: --prompt and --condition-on-previous are for a Whisper; leave them out")
+        if decoding.condition_on_previous and not decoding.is_greedy:
+            raise ValueError(
+                f"{path}: --condition-on-previous is for greedy decoding: leave out the settings of a beam"
+            )
         params, _ = merge(run.params, run.experiment.model.lora)
         ctc_weight = objective.ctc_weight if decoding.ctc_weight is None else decoding.ctc_weight
         once = decoding.decoder == "greedy" or (ctc_weight and not decoding.is_greedy)
         fallback = Fallback(temperatures=(0.0,)) if once else cls.fallback
-        recognizer = cls(dataclasses.replace(run, params=params), fallback, decoding.timestamps, ctc_weight)
+        prompt = run.tokenizer.encode(f" {decoding.prompt.strip()}") if decoding.prompt else ()
+        settings = {"prompt": tuple(prompt), "condition_on_previous": decoding.condition_on_previous}
+        recognizer = cls(dataclasses.replace(run, params=params), fallback, decoding.timestamps, ctc_weight, **settings)
         if decoding.is_greedy:
             return recognizer
         return dataclasses.replace(recognizer, decoder=Decoder(decoding, recognizer.tokenizer, recognizer._search))
@@ -109,7 +126,9 @@ class AttentionRecognizer(Transcriber):
         if self.decoder is not None:
             method = str(self.decoder.decoding).replace("prefix beam", "beam")
             method += f", {self.ctc_weight:g} of it CTC" * (self.ctc_weight > 0)
-        return f"{method}, at temperatures up to {again[-1]:g} where it fails" if again else method
+        method += f", at temperatures up to {again[-1]:g} where it fails" if again else ""
+        method += f", after the prompt {self.tokenizer.decode(self.prompt).strip()!r}" if self.prompt else ""
+        return method + ", after the text before it" * self.condition_on_previous
 
     def transcribe_batches(self, batches: Iterable[HostBatch]) -> dict[int, Transcription]:
         """Generates the text of each row; returns it with its log-probability per token.
@@ -147,9 +166,9 @@ class AttentionRecognizer(Transcriber):
         longest = max_seconds if self._longest is None else self._longest / self.experiment.sample_rate
         return super()._windows(blocks, min(max_seconds, longest))
 
-    def encode(self, batches: Iterable[HostBatch]) -> dict[int, Answer]:
-        """Generates the texts of all rows; returns them by `example_id`."""
-        return self._encode(batches, timed=True)
+    def encode(self, batches: Iterable[HostBatch]) -> dict[int, Output]:
+        """Generates the texts of all rows; returns them, or the encoder's frames if texts follow each other."""
+        return self.search_inputs(batches) if self.condition_on_previous else self._encode(batches, timed=True)
 
     def _encode(self, batches: Iterable[HostBatch], timed: bool) -> dict[int, Answer]:
         answers = {}
@@ -161,9 +180,14 @@ class AttentionRecognizer(Transcriber):
                 answers |= dict(zip(ids[part].tolist(), self.answers(held, timed), strict=True))
         return answers
 
-    def utterances(self, windows: Iterable[tuple[AudioWindow, Answer | None]]) -> Iterator[tuple[AudioWindow, Answer]]:
-        """Returns the phrases of the windows, each one utterance; of a silent window there is none."""
-        for window, answer in windows:
+    def utterances(self, windows: Iterable[tuple[AudioWindow, Output | None]]) -> Iterator[tuple[AudioWindow, Answer]]:
+        """Returns the phrases of the windows of a recording, each one utterance; of a silent window there is none."""
+        history: tuple[int, ...] = ()
+        for window, output in windows:
+            answer = output
+            if self.condition_on_previous and output is not None:
+                (answer,) = self._decoded(output[None], np.array([len(output)]), [window.samples], [history], True)
+                history = () if answer.temperature > _RESET else history + answer.ids * bool(answer.phrases)
             for phrase in () if answer is None else answer.phrases:
                 alternatives = answer.alternatives if len(answer.phrases) == 1 else ()
                 yield window, answer._replace(phrases=(phrase,), alternatives=alternatives)
@@ -185,12 +209,29 @@ class AttentionRecognizer(Transcriber):
         Args:
           timed: whether phrases have the times of their words.
         """
-        batch = self._windowed(batch)
-        audio = [row[:length] for row, length in zip(batch["audio"], batch["audio_length"].tolist(), strict=True)]
+        rows = zip(batch["audio"], batch["audio_length"].tolist(), strict=True)
+        audio = [np.asarray(row[: min(length, self._longest or length)]) for row, length in rows]
+        return self._decoded(*self._frames(batch), audio, [()] * len(audio), timed)
+
+    def _decoded(
+        self,
+        frames: Array | np.ndarray,
+        lengths: Array | np.ndarray,
+        audio: list[Samples],
+        histories: Sequence[tuple[int, ...]],
+        timed: bool,
+    ) -> list[Answer]:
+        """Generates the texts of rows from their frames.
+
+        Args:
+          audio: samples of the rows.
+          histories: ids of the texts before each.
+        """
         keys = jnp.stack([prompt_keys(0, samples.tobytes(), 1)[0] for samples in audio])
-        frames, lengths = self._frames(batch)
+        prompts = self._programs.prompts([self._context(history) for history in histories])
         source = self._programs.read(self.params, frames, lengths)
-        limit = batch["audio_length"] * TOKENS_PER_SECOND // self.experiment.sample_rate + SPARE_TOKENS
+        samples = np.array(list(map(len, audio)))
+        limit = samples * TOKENS_PER_SECOND // self.experiment.sample_rate + SPARE_TOKENS
         answers: list[Answer | None] = [None] * len(audio)
         for temperature in self.fallback.temperatures:
             open_rows = np.array([answer is None or self._fails(answer) for answer in answers])
@@ -201,15 +242,23 @@ class AttentionRecognizer(Transcriber):
                 continue
             temperatures = np.full(len(audio), temperature, np.float32)
             limits = np.where(open_rows, limit, 0).astype(np.int32)
-            generated = jax.device_get(self._programs.generate(self.params, source, temperatures, keys, limits))
+            generated = jax.device_get(
+                self._programs.generate(self.params, source, prompts, temperatures, keys, limits)
+            )
             for row in np.flatnonzero(open_rows).tolist():
                 ids = generated.tokens[row, : int(generated.length[row])].tolist()
                 parts = (float(generated.log_prob[row]), bool(generated.ended[row]), float(generated.no_speech[row]))
                 answers[row] = self._answer(ids, *parts, temperature)
         answers = [self._without_noise(answer) for answer in answers]
         if timed:
-            answers = self._timed(answers, source, batch["audio_length"])
-        return self._continued(batch, answers, timed) if self.timestamps else answers
+            answers = self._timed(answers, source, prompts, samples)
+        return self._continued(audio, histories, answers, timed) if self.timestamps else answers
+
+    def _context(self, history: Sequence[int]) -> list[int]:
+        """Returns the ids before a prompt."""
+        prompt = self.prompt[-self._programs.most_context :]
+        room = self._programs.most_context - len(prompt)
+        return [*prompt, *history[max(len(history) - room, 0) :]] if self.condition_on_previous else list(prompt)
 
     def _windowed(self, batch: HostBatch) -> HostBatch:
         """Returns the audio; in windows of one length if features are of whole windows, so one program serves all."""
@@ -244,14 +293,16 @@ class AttentionRecognizer(Transcriber):
             answers.append(answer._replace(alternatives=tuple(texts)))
         return answers
 
-    def _timed(self, answers: list[Answer], source: Source, lengths: Int[np.ndarray, " batch"]) -> list[Answer]:
+    def _timed(
+        self, answers: list[Answer], source: Source, prompts: Prompts, lengths: Int[np.ndarray, " batch"]
+    ) -> list[Answer]:
         """Adds the times of words to the answers of rows with `lengths` samples."""
         longest = max(len(answer.ids) for answer in answers)
         if not longest:
             return answers
         tokens = pad([answer.ids for answer in answers], 1 << max(longest - 1, 15).bit_length())
         counts = np.array([len(answer.ids) for answer in answers], np.int32)
-        weights, log_probs = jax.device_get(self._programs.align(self.params, source, tokens, counts))
+        weights, log_probs = jax.device_get(self._programs.align(self.params, source, prompts, tokens, counts))
         samples = self.experiment.frame_samples
         timed = []
         for row, answer in enumerate(answers):
@@ -269,17 +320,22 @@ class AttentionRecognizer(Transcriber):
             timed.append(answer._replace(phrases=self._phrases(answer.ids, spans)))
         return timed
 
-    def _continued(self, batch: HostBatch, answers: list[Answer], timed: bool) -> list[Answer]:
+    def _continued(
+        self, audio: list[Samples], histories: Sequence[tuple[int, ...]], answers: list[Answer], timed: bool
+    ) -> list[Answer]:
         """Decodes the rest of windows whose text ends before their speech does, as OpenAI's `transcribe` seeks on."""
-        rate, lengths = self.experiment.sample_rate, batch["audio_length"]
-        starts = np.array([round((answer.resume or 0) * rate) for answer in answers])
-        rows = np.flatnonzero((starts > 0) & (lengths - starts >= rate))  # with a second of audio or more
-        for part in _parts(rows):
-            rest = np.zeros((len(part), batch["audio"].shape[1]), np.int16)
-            for place, row in enumerate(part.tolist()):
-                rest[place, : lengths[row] - starts[row]] = batch["audio"][row, starts[row] : lengths[row]]
-            rest = {"audio": rest, "audio_length": (lengths - starts)[part].astype(np.int32)}
-            for row, answer in zip(part.tolist(), self.answers(rest, timed), strict=True):
+        rate = self.experiment.sample_rate
+        starts = [round((answer.resume or 0) * rate) for answer in answers]
+        rests = [samples[start:] for samples, start in zip(audio, starts, strict=True)]
+        rows = [row for row, rest in enumerate(rests) if starts[row] and len(rest) >= rate]  # a second or more
+        for part in map(np.ndarray.tolist, _parts(np.array(rows, int))):
+            rest = [rests[row] for row in part]
+            batch = {"audio": np.zeros((len(part), max(map(len, rest))), np.int16)}
+            for place, samples in enumerate(rest):
+                batch["audio"][place, : len(samples)] = samples
+            batch["audio_length"] = np.array(list(map(len, rest)), np.int32)
+            before = [histories[row] + answers[row].ids for row in part]
+            for row, answer in zip(part, self._decoded(*self._frames(batch), rest, before, timed), strict=True):
                 answers[row] = answers[row].followed_by(answer, float(starts[row]) / rate)
         return answers
 
@@ -344,11 +400,12 @@ class AttentionRecognizer(Transcriber):
 
     @functools.cached_property
     def _programs(self) -> Programs:
-        return Programs(self.experiment, self.tokenizer, self.timestamps)
+        reads_context = bool(self.prompt) or self.condition_on_previous
+        return Programs(self.experiment, self.tokenizer, self.timestamps, reads_context)
 
     @functools.cached_property
     def _network(self) -> Network:
-        return self._programs.network(self.params, self.ctc_weight)
+        return self._programs.network(self.params, self.ctc_weight, self._context(()))
 
 
 def _parts(rows: Int[np.ndarray, " rows"]) -> Iterator[Int[np.ndarray, " part"]]:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from data_pipelines.core.tokenizer import Tokenizer
 from jax_speechlm.core.batch import Batch
 from jax_speechlm.core.segments import Segments
-from jax_speechlm.core.vocabulary import Vocabulary
+from jax_speechlm.core.vocabulary import Vocabulary, pad
 from jax_speechlm.decoding.attention import network
 from jax_speechlm.decoding.attention.beam import Network
 from jax_speechlm.decoding.attention.generate import Generated, Rules, generate
@@ -26,17 +26,26 @@ from jax_speechlm.objectives.asr.aed import AED
 from jax_speechlm.recipes.experiment import Experiment
 
 
+class Prompts(NamedTuple):
+    """Ids before texts, then padding, and their number."""
+
+    ids: Int[np.ndarray, "batch prompt"] | Int[Array, "batch prompt"]
+    length: Int[np.ndarray, " batch"] | Int[Array, " batch"]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Programs:
     """The model of a run, LoRA merged, in the steps of transcription.
 
     Attributes:
       timestamps: whether texts have times among their ids.
+      reads_context: whether text may precede a prompt, which costs half of the positions.
     """
 
     experiment: Experiment
     tokenizer: Tokenizer
     timestamps: bool = False
+    reads_context: bool = False
 
     @functools.cached_property
     def vocabulary(self) -> Vocabulary:
@@ -60,7 +69,20 @@ class Programs:
     @property
     def most_tokens(self) -> int:
         """Positions of a text after its prompt."""
-        return self.experiment.model.decoder.max_tokens - len(self._prompt)
+        return self.experiment.model.decoder.max_tokens - self._prompt_width
+
+    @property
+    def most_context(self) -> int:
+        """Ids of text that may precede a prompt: half of the positions, as in OpenAI's code."""
+        return self.experiment.model.decoder.max_tokens // 2 - 1
+
+    def prompts(self, contexts: Sequence[Sequence[int]]) -> Prompts:
+        """Returns the prompts of texts, each after the last `most_context` ids of its context."""
+        rows = []
+        for context in contexts:
+            before = [self.experiment.objective.whisper.previous, *context[-self.most_context :]] if context else []
+            rows.append([*before, *self._prompt.tolist()])
+        return Prompts(pad(rows, self._prompt_width), np.array([len(row) for row in rows], np.int32))
 
     @functools.cached_property
     def frames(self) -> Any:
@@ -84,19 +106,20 @@ class Programs:
 
     @functools.cached_property
     def generate(self) -> Any:
-        """`(params, source, temperatures, keys, most tokens) -> Generated`."""
+        """`(params, source, prompts, temperatures, keys, most tokens) -> Generated`."""
 
-        def run(params: Params, source: Source, temperature_B: Array, keys_B: Array, limit_B: Array) -> Generated:
+        def run(
+            params: Params, source: Source, prompts: Prompts, temperature_B: Array, keys_B: Array, limit_B: Array
+        ) -> Generated:
             decoder = functional.bind(self._graphdef, params).decoder
-            prompts = self._prompts(decoder, source, len(temperature_B))
-            lengths, start = jnp.full(len(prompts), prompts.shape[1]), jnp.zeros(len(prompts), jnp.int32)
-            settings = {"max_new": self.most_tokens, "limit_B": limit_B}
-            return generate(decoder, source, prompts, lengths, start, temperature_B, keys_B, self.rules, **settings)
+            prompts = self._with_language(decoder, source, prompts)
+            parts = (*prompts, self._start(prompts), temperature_B, keys_B, self.rules)
+            return generate(decoder, source, *parts, max_new=self.most_tokens, limit_B=limit_B)
 
         return jax.jit(run)
 
-    def network(self, params: Params, ctc_weight: float) -> Network:
-        """Returns the model as a beam search calls it."""
+    def network(self, params: Params, ctc_weight: float, context: Sequence[int]) -> Network:
+        """Returns the model as a beam search calls it, with a context that all texts have."""
         has_ctc = ctc_weight > 0
 
         @functools.partial(jax.jit, static_argnames="size")
@@ -104,9 +127,11 @@ class Programs:
             params: Params, frames_BxTxD: Array, length_B: Array, size: int
         ) -> tuple[network.State, network.Extensions]:
             model = functional.bind(self._graphdef, params)
-            prompts = self._prompts(model.decoder, model.read(frames_BxTxD, Segments.of(length_B)), len(length_B))
+            source = model.read(frames_BxTxD, Segments.of(length_B))
+            prompts = self._with_language(model.decoder, source, self.prompts([context] * len(length_B)))
             settings = {"size": size, "width": self._width(size), "has_ctc": has_ctc}
-            return network.start(model, frames_BxTxD, length_B, prompts, self.rules, **settings)
+            parts = (*prompts, self._start(prompts), self.rules)
+            return network.start(model, frames_BxTxD, length_B, *parts, **settings)
 
         @jax.jit
         def advance(
@@ -120,23 +145,31 @@ class Programs:
 
     @functools.cached_property
     def align(self) -> Any:
-        """`(params, source, tokens, lengths) -> (weights [batch, heads, 1 + tokens, time], log-probabilities)`.
+        """`(params, source, prompts, tokens, lengths) -> (weights, log-probabilities)`.
 
-        The weights are those of attention to the frames, of the prompt's last token and of the text's; the
-        log-probabilities [batch, tokens] are of its tokens.
+        The weights [batch, heads, 1 + tokens, time] are those of attention to the frames, of the prompt's last token
+        and of the text's; the log-probabilities [batch, tokens] are of its tokens.
         """
 
-        def run(params: Params, source: Source, tokens_BxT: Array, length_B: Array) -> tuple[Array, Array]:
+        def run(
+            params: Params, source: Source, prompts: Prompts, tokens_BxT: Array, length_B: Array
+        ) -> tuple[Array, Array]:
             decoder = functional.bind(self._graphdef, params).decoder
-            prompts = self._prompts(decoder, source, len(tokens_BxT))
-            first, rows = prompts.shape[1] - 1, jnp.concatenate([prompts, tokens_BxT], axis=1)
-            position = jnp.broadcast_to(jnp.arange(rows.shape[1]), rows.shape)
-            segment = (position < first + 1 + length_B[:, None]).astype(jnp.int32)
+            prompts = self._with_language(decoder, source, prompts)
+            most, first_Bx1 = tokens_BxT.shape[1], prompts.length[:, None]
+            index = jnp.arange(prompts.ids.shape[1] + most)
+            after = jnp.take_along_axis(tokens_BxT, jnp.clip(index - first_Bx1, 0, most - 1), axis=1)
+            rows = jnp.where(index < first_Bx1, jnp.pad(prompts.ids, ((0, 0), (0, most))), after)
+            position = jnp.broadcast_to(index, rows.shape)
+            segment = (position < first_Bx1 + length_B[:, None]).astype(jnp.int32)
             hidden_BxTxD, weights_BxAxTxS = decoder.aligned(rows, segment, position, source)
+            places_BxT = first_Bx1 - 1 + jnp.arange(most + 1)
+            weights_BxAxTxS = jnp.take_along_axis(weights_BxAxTxS, places_BxT[:, None, :, None], axis=2)
+            hidden_BxTxD = jnp.take_along_axis(hidden_BxTxD, places_BxT[:, :-1, None], axis=1)
             log_probs_BxT = jax.lax.map(  # a row at a time, because vocabularies are large
-                lambda row: _log_probs(decoder, *row), (hidden_BxTxD[:, first:-1], tokens_BxT)
+                lambda row: _log_probs(decoder, *row), (hidden_BxTxD, tokens_BxT)
             )
-            return weights_BxAxTxS[:, :, first:], log_probs_BxT
+            return weights_BxAxTxS, log_probs_BxT
 
         return jax.jit(run)
 
@@ -164,12 +197,22 @@ class Programs:
     def _prompt(self) -> Int[np.ndarray, " prompt"]:
         return self._asked.prompt_ids(self.tokenizer, self.timestamps)
 
-    def _prompts(self, decoder: AttentionDecoder, source: Source, rows: int) -> Int[Array, "batch prompt"]:
-        prompts = jnp.broadcast_to(jnp.asarray(self._prompt), (rows, len(self._prompt)))
-        if self._finds_language:
-            ids = [id_ for _, id_ in self.experiment.objective.whisper.languages]
-            prompts = prompts.at[:, 1].set(_languages(decoder, source, prompts[:, :1], ids))
-        return prompts
+    @property
+    def _prompt_width(self) -> int:
+        return len(self._prompt) + (1 + self.most_context) * self.reads_context
+
+    def _start(self, prompts: Prompts) -> Int[Array, " batch"]:
+        """Returns the place of the first id of a prompt, after its context."""
+        return jnp.asarray(prompts.length) - len(self._prompt)
+
+    def _with_language(self, decoder: AttentionDecoder, source: Source, prompts: Prompts) -> Prompts:
+        prompts = Prompts(*map(jnp.asarray, prompts))
+        if not self._finds_language:
+            return prompts
+        rows, place_B = jnp.arange(len(prompts.ids)), self._start(prompts)
+        ids = [id_ for _, id_ in self.experiment.objective.whisper.languages]
+        language_B = _languages(decoder, source, prompts.ids[rows, place_B][:, None], ids)
+        return prompts._replace(ids=prompts.ids.at[rows, place_B + 1].set(language_B))
 
 
 def _languages(

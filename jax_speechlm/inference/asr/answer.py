@@ -72,7 +72,8 @@ class Answer(NamedTuple):
         phrases = (*self.phrases, *(phrase.later(offset) for phrase in other.phrases))
         count = self.num_tokens + other.num_tokens
         total = self.avg_logprob * self.num_tokens + other.avg_logprob * other.num_tokens
-        return self._replace(phrases=phrases, avg_logprob=total / count, num_tokens=count, alternatives=())
+        parts = {"ids": self.ids + other.ids, "temperature": max(self.temperature, other.temperature)}
+        return self._replace(phrases=phrases, avg_logprob=total / count, num_tokens=count, alternatives=(), **parts)
 
     @property
     def text(self) -> str:

@@ -52,6 +52,8 @@ class Decoding(Config):
         1.05 1.1. Of runs that were trained by ctc on the features of Kaldi.
       timestamps: whether a Whisper predicts times in its texts, at which segments then begin and end. Runs that were
         trained by ctc have the times of words without it.
+      prompt: text that a Whisper reads before each window, such as names that occur, as they are to be written.
+      condition_on_previous: whether a Whisper reads the text before each window of a recording too.
     """
 
     decoder: Literal["greedy", "beam"] | None = None
@@ -67,6 +69,8 @@ class Decoding(Config):
     ctc_weight: Annotated[float, pydantic.Field(ge=0, lt=1)] | None = None
     warps: tuple[Annotated[float, pydantic.Field(ge=0.7, le=1.4)], ...] = ()
     timestamps: bool = False
+    prompt: str | None = None
+    condition_on_previous: bool = False
 
     @property
     def is_greedy(self) -> bool:
