@@ -75,8 +75,8 @@ def test_words_have_the_times_of_transformers(tmp_path, timestamps):
         begins = [place for place, piece in enumerate(pieces) if place == 0 or piece.startswith("\u2581")]
         for word, begin, end in zip(answer.phrases[0].words, begins, [*begins[1:], len(spoken)], strict=True):
             spaces = pieces[begin] == "\u2581"  # a space alone is no part of a word here
-            np.testing.assert_allclose(word.start, starts[begin + spaces], atol=1e-6)
-            np.testing.assert_allclose(word.end, max(ends[end - 1], starts[end - 1] + 0.02), atol=1e-6)
+            np.testing.assert_allclose(word.start, starts[begin + spaces], atol=1e-4)
+            np.testing.assert_allclose(word.end, max(ends[end - 1], word.start + 0.02), atol=1e-4)
             worst = max(worst, word.end)
     assert worst > 0.1
 

@@ -39,6 +39,7 @@ SPARE_TOKENS = 16
 
 _ROWS = (16, 4, 1)  # rows that are decoded together, so that few programs are compiled
 _FRAMES_MULTIPLE = 100  # of the lengths that a beam search is compiled for
+_PARTS = 1000  # of a frame, in which the times of tokens are counted
 _RESET = 0.5  # temperature above which a text is not read by the next window's, as in OpenAI's `transcribe`
 
 Output = Answer | Float[np.ndarray, "_ dim"]
@@ -313,10 +314,8 @@ class AttentionRecognizer(Transcriber):
             num_frames = max((int(lengths[row]) + samples // 2 - 1) // samples, 1)  # of which more than half is audio
             places = first_frames(weights[row][:, skipped : len(answer.ids) + 1, :num_frames])
             places = np.concatenate([np.zeros(skipped, np.int64), places]).tolist()
-            spans = [
-                Span(id_, start, max(end, start + 1), float(log_prob) * max(end - start, 1))
-                for id_, start, end, log_prob in zip(answer.ids, places, places[1:], log_probs[row], strict=False)
-            ]
+            columns = answer.ids, places, places[1:], log_probs[row, : len(answer.ids)].tolist()
+            spans = list(map(_span, *columns))
             timed.append(answer._replace(phrases=self._phrases(answer.ids, spans)))
         return timed
 
@@ -368,7 +367,8 @@ class AttentionRecognizer(Transcriber):
             words = ()
             if spans is not None:
                 seconds = self.experiment.frame_samples / self.experiment.sample_rate
-                words = words_of([spans[place] for place in held], self.tokenizer.pieces, seconds, text)
+                words = words_of([spans[place] for place in held], self.tokenizer.pieces, seconds / _PARTS, text)
+                words = tuple(dataclasses.replace(word, end=max(word.end, word.start + seconds)) for word in words)
             phrases.append(Phrase(start, end, text, words))
             held.clear()
 
@@ -406,6 +406,12 @@ class AttentionRecognizer(Transcriber):
     @functools.cached_property
     def _network(self) -> Network:
         return self._programs.network(self.params, self.ctc_weight, self._context(()))
+
+
+def _span(token: int, start: int, end: int, log_prob: float) -> Span:
+    """Returns a token from one frame to another in parts of a frame, of which it has one if both are the same."""
+    width = max(_PARTS * (end - start), 1)
+    return Span(token, _PARTS * start, _PARTS * start + width, log_prob * width)
 
 
 def _parts(rows: Int[np.ndarray, " rows"]) -> Iterator[Int[np.ndarray, " part"]]:
