@@ -7,7 +7,7 @@ from data_pipelines.batching.plan import SpeechPlan, hours
 from data_pipelines.batching.rows import RowPlan
 from data_pipelines.core.errors import DataError
 from jax_speechlm.optim.optimizers import WSD, Optimizer
-from jax_speechlm.recipes.experiment import Data, Experiment, Mixture, Speech
+from jax_speechlm.recipes.experiment import Data, Experiment, Mixture, Speech, WordPairs
 from jax_speechlm.training.source import BatchSource
 
 NOTABLE_SHARE = 0.1
@@ -59,10 +59,9 @@ def _of_data(data: Data, source: BatchSource, option: str) -> Iterator[str]:
     """Yields warnings about the data of a run or of a stream; `option` is the prefix of its command-line options."""
     plans = {"training": source.plan} | ({"validation": source.dev_plan} if source.dev_plan is not None else {})
     if source.dev_plan is None:
-        yield (
-            f"nothing validates {', '.join(data.sets)}, so that no checkpoint is known to be the best: name a set that "
-            f"has a dev split with {option}.dev-sets"
-        )
+        has_dev_sets = not isinstance(data, WordPairs)
+        remedy = f"name a set that has a dev split with {option}.dev-sets" if has_dev_sets else f"set {option}.held-out"
+        yield (f"nothing validates {', '.join(data.sets)}, so that no checkpoint is known to be the best: {remedy}")
     for use, plan in plans.items():
         if isinstance(plan, SpeechPlan) and isinstance(data, Speech):
             share = plan.dropped_share

@@ -23,6 +23,7 @@ from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
 from jax_speechlm.planning.workload import workload
 from jax_speechlm.recipes.experiment import Experiment, LoopConfig, Text, WordPairs
 from jax_speechlm.training import checkpoints as ckpt
+from jax_speechlm.training.concerns import concerns
 from jax_speechlm.training.loop import train
 from jax_speechlm.training.source import open_source
 from tests.contracts.test_tasks import verify_task
@@ -162,6 +163,14 @@ def test_evaluation_ranks_pairs_and_solves_analogies(run, tmp_path):
     pairs.write_text("cat dog\n")
     with pytest.raises(DataError, match="line 1 has neither two words and a rating nor four words"):
         jax_speechlm.evaluate(folder, [str(pairs)])
+
+
+def test_a_run_without_held_out_pairs_is_warned_of(root):
+    trained = experiment(root, OBJECTIVES[-1])
+    trained = trained.replace(data=trained.data.replace(held_out=0.0))
+    source = open_source(trained)
+    assert source.dev_plan is None
+    assert any("set --data.held-out" in warning for warning in concerns(trained, source))
 
 
 def test_what_has_no_word_vectors_is_named(tmp_path):
