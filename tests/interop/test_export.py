@@ -13,7 +13,7 @@ from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.synthesis_mel import SynthesisMel
 from jax_speechlm.interop import folders
 from jax_speechlm.interop.folders import ExportError, FailedCheck
-from jax_speechlm.interop.hf import export, registry, wav2vec2_bert, weights
+from jax_speechlm.interop.hf import export, registry, speech_forms, wav2vec2_bert, weights
 from jax_speechlm.interop.hf.export import write_checked
 from jax_speechlm.interop.hf.feature_extractor import front_end_from_hugging_face, front_end_to_hugging_face
 from jax_speechlm.interop.hf.import_ import import_run
@@ -25,6 +25,7 @@ from jax_speechlm.objectives.asr.ctc import CTC
 from jax_speechlm.objectives.distillation import Distillation, Teacher
 from jax_speechlm.objectives.heads.classification import Classification
 from jax_speechlm.objectives.lm.causal_lm import CausalLM
+from jax_speechlm.recipes import registry as recipes
 from jax_speechlm.training.runs import LoadedRun
 from tests.interop.tiny_runs import CHARACTERS, CLASSES, FAST, FORMER, QWEN, RUNS, TEXT, save, tiny_run
 
@@ -246,3 +247,12 @@ def test_a_vocoder_that_no_class_computes_is_refused():
         registry.settings(experiment.replace(model=VocosConfig(input_dim=20)), None)
     with pytest.raises(ExportError, match=r"frontend.mel.hop=200 is 12.5 ms at 16000 Hz"):
         registry.settings(experiment.replace(frontend=FrontEnd(mel=SynthesisMel(num_mel_bins=20, hop=200))), None)
+
+
+@pytest.mark.parametrize("name", ["fsdd/cnn", "fsdd/lstm", "fsdd/transformer"])
+def test_encoders_that_transformers_lacks_are_refused(name):
+    experiment = recipes.load(name)
+    with pytest.raises(
+        ExportError, match=f"no class for this task on an encoder of model.kind {experiment.model.kind}"
+    ):
+        speech_forms.headed_settings("ForSequenceClassification", experiment, None)

@@ -12,6 +12,7 @@ from jax_speechlm.interop.hf import feature_extractor, nemotron, parakeet, wav2v
 from jax_speechlm.interop.hf.mapping import StateDict
 from jax_speechlm.interop.hf.speech_heads import Head
 from jax_speechlm.interop.hf.tokenizer_files import PAD, Files, ctc_files
+from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.models.wav2vec2 import Wav2Vec2EncoderConfig
 from jax_speechlm.nn.functional import Params
@@ -31,10 +32,10 @@ class _SpeechForm(NamedTuple):
     processor: str
 
 
-_CONFORMER = _SpeechForm(
-    wav2vec2_bert, lambda mel, model: feature_extractor.front_end_to_hugging_face(mel), "Wav2Vec2BertProcessor"
-)
 _SPEECH_FORMS = {
+    ConformerConfig: _SpeechForm(
+        wav2vec2_bert, lambda mel, model: feature_extractor.front_end_to_hugging_face(mel), "Wav2Vec2BertProcessor"
+    ),
     FastConformerConfig: _SpeechForm(
         parakeet, lambda mel, model: parakeet.features_to_hugging_face(mel), "ParakeetProcessor"
     ),
@@ -43,7 +44,9 @@ _SPEECH_FORMS = {
 
 
 def _speech_form(model: Config) -> _SpeechForm:
-    return _SPEECH_FORMS.get(type(model), _CONFORMER)
+    if type(model) not in _SPEECH_FORMS:
+        raise ExportError(f"transformers has no class for this task on an encoder of model.kind {model.kind}")
+    return _SPEECH_FORMS[type(model)]
 
 
 def _features(experiment: Experiment) -> Files:
