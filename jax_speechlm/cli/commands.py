@@ -155,6 +155,12 @@ COMMANDS = {
         "jax-speechlm serve runs/finetune --port 8000    |    jax-speechlm serve runs/finetune runs/voice",
         extra="serve",
     ),
+    "chat": Command(
+        "jax_speechlm.apps.dialogue.run:chat",
+        "hold a dialogue that a YAML file declares, typed or spoken",
+        "jax-speechlm chat coffee    |    jax-speechlm chat coffee --asr runs/finetune --tts runs/voice --microphone",
+        extra="apps",
+    ),
     "translate": Command(
         "jax_speechlm.cli.transcribe:translate_files",
         "turn audio files of other languages into English text, with a speech-language model",

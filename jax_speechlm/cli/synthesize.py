@@ -1,20 +1,18 @@
 """`jax-speechlm synthesize`: texts to audio files, or to the loudspeaker."""
 
-import shutil
-import subprocess
 import tempfile
 from pathlib import Path
 
 import soundfile
 from tyro.conf import Positional
 
+from data_pipelines.audio.player import find_player, play_sound
 from data_pipelines.audio.wav import to_int16
 from data_pipelines.core.files import replacing
 from jax_speechlm.inference.synthesize import Speech, SynthesisError, Synthesizer
 from jax_speechlm.inference.vocode import GRIFFIN_LIM
 
 FORMATS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG", ".mp3": "MP3"}
-_PLAYERS = (["pw-play"], ["paplay"], ["aplay", "-q"], ["afplay"], ["play", "-q"], ["ffplay", "-autoexit", "-nodisp"])
 _LARGEST_FILE = 2**24  # bytes of --text-file
 
 
@@ -48,7 +46,7 @@ def synthesize_texts(
     if out is None and not play:
         raise SynthesisError("there is nowhere to put the speech: name a file with --out, or listen to it with --play")
     files = _files(out, len(texts)) if out else []
-    player = _player() if play else []
+    player = find_player("--play", "write a file with --out instead") if play else []
     spoken = Synthesizer.load(run, vocoder).synthesize(texts, speaker, speed, language)
     for file, speech in zip(files, spoken, strict=False):
         try:
@@ -58,10 +56,8 @@ def synthesize_texts(
             raise SynthesisError(f"{file}: cannot be written ({error}): name another place with --out") from error
         print(f"{file}: {len(speech.samples) / speech.sample_rate:.2f} s at {speech.sample_rate} Hz")
     if play:
-        with tempfile.TemporaryDirectory() as folder:
-            for speech in spoken:
-                _write(Path(folder) / "speech.wav", speech, "WAV")
-                subprocess.run([*player, f"{folder}/speech.wav"], check=False)
+        for speech in spoken:
+            play_sound(player, speech.samples, speech.sample_rate)
 
 
 def _read(file: Path) -> str:
@@ -93,11 +89,3 @@ def _files(out: Path, count: int) -> list[Path]:
             return files
     except OSError as error:
         raise SynthesisError(f"{folder}: cannot be written to ({error.strerror}): name another with --out") from error
-
-
-def _player() -> list[str]:
-    for command in _PLAYERS:
-        if shutil.which(command[0]):
-            return command
-    names = ", ".join(command[0] for command in _PLAYERS)
-    raise SynthesisError(f"--play needs one of {names}, and none is installed: write a file with --out instead")

@@ -56,7 +56,16 @@ class Grammar:
         path = Path(name)
         if not path.exists() and (shipped := SHIPPED / f"{name}.yaml").exists():
             path = shipped
-        source = _Source.read(path)
+        return cls._compiled(_Source.read(path))
+
+    @classmethod
+    def of_values(cls, path: Path, values: dict[str, Any]) -> "Grammar":
+        """Compiles a grammar that was made of a file. Raises as `load` does."""
+        return cls._compiled(_Source(path, values, {}))
+
+    @classmethod
+    def _compiled(cls, source: "_Source") -> "Grammar":
+        path = source.path
         try:
             intents = hassil.Intents.from_dict(_unhyphenated(source.values))
         except (ParseError, KeyError, TypeError, AttributeError, ValueError, AssertionError) as error:
