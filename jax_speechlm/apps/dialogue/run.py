@@ -27,6 +27,7 @@ def chat(
     tts: Path | None = None,
     vocoder: str = GRIFFIN_LIM,
     microphone: bool = False,
+    threshold: float | None = None,
     conversations: Path | None = None,
     user_voice: Path | None = None,
     out: Path | None = None,
@@ -40,6 +41,7 @@ def chat(
       tts: a voice, which speaks the replies.
       vocoder: directory of the voice's vocoder's run, or griffin-lim.
       microphone: turns are spoken, to the default microphone; otherwise they are lines of text, an empty one a silence.
+      threshold: confidence below which speech is not understood, as of `jax-speechlm commands`.
       conversations: holds scripted conversations instead, a YAML file or a shipped one (coffee_conversations,
         voicemail_conversations), and prints how many succeed; with --asr they are spoken.
       user_voice: a voice for the turns of scripted conversations without a recording; by default that of --tts.
@@ -52,7 +54,7 @@ def chat(
         return
     if microphone and asr is None:
         raise ValueError("--microphone needs a run that transcribes: name one with --asr")
-    recognizer = None if asr is None else SpeechUnderstanding(open_transcriber(asr))
+    recognizer = None if asr is None else SpeechUnderstanding(open_transcriber(asr), threshold)
     voice = None if tts is None else Synthesizer.load(tts, vocoder)
     if conversations is not None:
         user = voice if user_voice is None else Synthesizer.load(user_voice, vocoder)

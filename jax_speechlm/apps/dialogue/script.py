@@ -166,7 +166,8 @@ class Script:
 
         Raises:
           DataError: it cannot be read, or would not work: a node that does not exist, is never reached or has no way to
-            an end, an intent or slot that nothing fills, a template that does not hold. The message names file and line.
+            an end, an intent or slot that nothing fills, a template that does not hold. The message names file and
+            line.
         """
         file = YamlFile.read(name, SHIPPED)
         try:
@@ -223,7 +224,7 @@ class Script:
         declared, nodes = self.declared, self.declared.nodes
         if missing := [name for name in _PHRASES if name not in self.phrases]:
             raise self.file.error(
-                ("phrases",), f"has no phrases for {', '.join(missing)}, which {declared.language!r} needs"
+                ("language",), f"has no phrases for {', '.join(missing)}, which {declared.language!r} needs"
             )
         for place, name in self._links():
             if name not in nodes:
@@ -239,11 +240,11 @@ class Script:
         for place, template in self._templates():
             try:
                 used = jinja2.meta.find_undeclared_variables(_TEMPLATES.parse(template))
+                if unknown := used - self._slot_names:
+                    raise self.file.error(place, f"{template!r} names {', '.join(sorted(unknown))}, which is no slot")
                 self.say(template, {})
             except jinja2.TemplateError as error:
                 raise self.file.error(place, f"{template!r} is no template: {error}") from error
-            if unknown := used - self._slot_names:
-                raise self.file.error(place, f"{template!r} names {', '.join(sorted(unknown))}, which is no slot")
 
     def _check_form(self, name: str, node: Node) -> None:
         if node.intent is None:

@@ -105,8 +105,8 @@ class Session:
             for name in _FIELDS:
                 setattr(session, name, state[name])
             session.done = [Done(**each) for each in state["done"]]
-            if session.offered is not None:
-                session._node.slots[session.offered]
+            if session.offered not in {None, *session._node.slots}:
+                raise KeyError(session.offered)
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{script.file.path}: this is no state of the dialogue ({error!r})") from error
         return session

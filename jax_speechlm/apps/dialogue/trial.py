@@ -4,7 +4,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Protocol, runtime_checkable
 
 import numpy as np
 import pydantic
@@ -126,6 +126,15 @@ class TrialReport(base.Report):
             yield failures
 
 
+@runtime_checkable
+class Voice(Protocol):
+    """What speaks replies: a `Synthesizer`."""
+
+    def stream(self, text: str) -> Iterator[np.ndarray]:
+        """Yields the samples of a text, sentence by sentence."""
+        ...
+
+
 def load_conversations(name: str | Path) -> tuple[tuple[Conversation, ...], Path]:
     """Reads scripted conversations; returns them with the folder of their recordings. Raises `DataError`."""
     file = YamlFile.read(name, SHIPPED)
@@ -152,7 +161,7 @@ class Trial:
         script: Script,
         recognizer: SpeechUnderstanding | None = None,
         user: Synthesizer | None = None,
-        voice: Synthesizer | None = None,
+        voice: Voice | None = None,
         folder: Path = Path(),
     ):
         self.script, self.recognizer, self.user, self.voice, self.folder = script, recognizer, user, voice, folder

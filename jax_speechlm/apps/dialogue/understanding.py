@@ -47,8 +47,12 @@ class SpeechUnderstanding:
     A run trained by ctc or transducer is held to the grammar; of others the nearest sentence is taken.
     """
 
-    def __init__(self, transcriber: Transcriber):
-        self._transcriber = transcriber
+    def __init__(self, transcriber: Transcriber, threshold: float | None = None):
+        """
+        Args:
+          threshold: confidence below which speech is not understood; None takes that of `jax-speechlm commands`.
+        """
+        self._transcriber, self._threshold = transcriber, threshold
         self._recognizers: dict[Grammar, CommandRecognizer] = {}
 
     @property
@@ -64,7 +68,7 @@ class SpeechUnderstanding:
         (command,) = recognizer.recognize([recording])
         if command.intent is None and not command.text:
             return None
-        kept = command.above(THRESHOLDS[recognizer.method])
+        kept = command.above(THRESHOLDS[recognizer.method] if self._threshold is None else self._threshold)
         return Meaning(kept.intent, kept.slots, command.text)
 
 
