@@ -84,7 +84,7 @@ def block(sentences, more=""):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "line 1: has no intents"),
+        ("", "line 1: should be an object"),
         ("intents: [1", "is not YAML"),
         ("language: en\nintents:\n  order: {}\n", 'line 3: the intent order has no "data"'),
         (block("[]"), "line 5: a block of order has no sentences"),
@@ -105,7 +105,7 @@ def test_what_is_wrong_is_named_with_its_line(tmp_path, text, message):
 
 
 def test_a_missing_file_names_the_shipped_grammars():
-    with pytest.raises(DataError, match="shipped grammars are coffee"):
+    with pytest.raises(DataError, match="shipped ones are coffee"):
         Grammar.load("tea")
 
 

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import hassil
-import yaml
 from hassil.numbers import get_rbnf_engine
 from hassil.parser import ParseError
 
 from data_pipelines.core.errors import DataError
 from data_pipelines.text.spoken_form import UnspeakableError, spoken_form
+from jax_speechlm.apps.yaml_file import YamlFile
 from jax_speechlm.decoding.automaton import Graph, TooManyStatesError
 
 SHIPPED = Path(__file__).parent
@@ -53,18 +53,11 @@ class Grammar:
           DataError: it cannot be read, has no sentences, a dead end, a part that speech cannot be held to, or too many
             sentences; the message names the file and the line.
         """
-        path = Path(name)
-        if not path.exists() and (shipped := SHIPPED / f"{name}.yaml").exists():
-            path = shipped
-        return cls._compiled(_Source.read(path))
+        return cls.compiled(read_grammar(name))
 
     @classmethod
-    def of_values(cls, path: Path, values: dict[str, Any]) -> "Grammar":
-        """Compiles a grammar that was made of a file. Raises as `load` does."""
-        return cls._compiled(_Source(path, values, {}))
-
-    @classmethod
-    def _compiled(cls, source: "_Source") -> "Grammar":
+    def compiled(cls, source: YamlFile) -> "Grammar":
+        """Compiles what `read_grammar` has read, or what was made of it. Raises as `load` does."""
         path = source.path
         try:
             intents = hassil.Intents.from_dict(_unhyphenated(source.values))
@@ -130,68 +123,28 @@ def _unhyphenated(part: Any) -> Any:
     return part | said
 
 
-@dataclasses.dataclass(frozen=True)
-class _Source:
-    """A YAML file with the lines of its parts.
-
-    Attributes:
-      lines: by keys and indexes from the top.
-    """
-
-    path: Path
-    values: dict[str, Any]
-    lines: dict[tuple[str | int, ...], int]
-
-    @classmethod
-    def read(cls, path: Path) -> "_Source":
-        try:
-            text = path.read_text(encoding="utf-8")
-            node, values = yaml.compose(text, yaml.SafeLoader), yaml.safe_load(text)
-        except OSError as error:
-            shipped = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.yaml")))
-            raise DataError(f"{path}: cannot be read ({error.strerror}); shipped grammars are {shipped}") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
-        if not isinstance(values, dict) or not isinstance(values.get("intents"), dict) or not values["intents"]:
-            raise DataError(f'{path}, line 1: has no intents; write "language", and under "intents" their sentences')
-        source = cls(path, {"language": "en"} | values, dict(_lines(node)))
-        for name, intent in values["intents"].items():
-            if not isinstance(intent, dict) or not intent.get("data"):
-                raise source.error(("intents", name), f'the intent {name} has no "data" with sentences')
-            for number, block in enumerate(intent["data"]):
-                if not isinstance(block, dict) or not block.get("sentences"):
-                    raise source.error(("intents", name, "data", number), f"a block of {name} has no sentences")
-        for name, each in (values.get("lists") or {}).items():
-            if not isinstance(each, dict) or not (each.get("values") or each.get("range") or each.get("wildcard")):
-                raise source.error(("lists", name), f"the list {{{name}}} has no values: nothing fills its slot")
-        return source
-
-    def error(self, place: tuple[str | int, ...], what: str) -> DataError:
-        """Returns an error at a part of the file."""
-        return DataError(f"{self.where(place)}: {what}")
-
-    def where(self, place: tuple[str | int, ...]) -> str:
-        """Returns file and line of a part, or of the next larger part that has a line."""
-        while place and place not in self.lines:
-            place = place[:-1]
-        return f"{self.path}, line {self.lines.get(place, 1)}"
-
-
-def _lines(node: yaml.Node | None, place: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], int]]:
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            yield (*place, key.value), key.start_mark.line + 1
-            yield from _lines(value, (*place, key.value))
-    elif isinstance(node, yaml.SequenceNode):
-        for number, value in enumerate(node.value):
-            yield (*place, number), value.start_mark.line + 1
-            yield from _lines(value, (*place, number))
+def read_grammar(name: str | Path) -> YamlFile:
+    """Reads a grammar's file. Raises `DataError` if a part that every grammar has is missing."""
+    source = YamlFile.read(name, SHIPPED)
+    intents = source.values.get("intents")
+    if not isinstance(intents, dict) or not intents:
+        raise source.error((), 'has no intents; write "language", and under "intents" their sentences')
+    for name, intent in intents.items():
+        if not isinstance(intent, dict) or not intent.get("data"):
+            raise source.error(("intents", name), f'the intent {name} has no "data" with sentences')
+        for number, block in enumerate(intent["data"]):
+            if not isinstance(block, dict) or not block.get("sentences"):
+                raise source.error(("intents", name, "data", number), f"a block of {name} has no sentences")
+    for name, each in (source.values.get("lists") or {}).items():
+        if not isinstance(each, dict) or not (each.get("values") or each.get("range") or each.get("wildcard")):
+            raise source.error(("lists", name), f"the list {{{name}}} has no values: nothing fills its slot")
+    return dataclasses.replace(source, values={"language": "en"} | source.values)
 
 
 class _Compiler:
     """Compiles templates to an automaton over characters, and that to one over words."""
 
-    def __init__(self, source: _Source, intents: hassil.Intents):
+    def __init__(self, source: YamlFile, intents: hassil.Intents):
         self.source, self.intents = source, intents
         self.used: set[tuple[str, str]] = set()
 

@@ -179,8 +179,8 @@ class Script:
         data = {}
         if declared.grammar is not None:
             beside = file.path.parent / declared.grammar
-            source = YamlFile.read(beside if beside.exists() else declared.grammar, grammars.SHIPPED)
-            Grammar.load(source.path)  # its own errors first
+            source = grammars.read_grammar(beside if beside.exists() else declared.grammar)
+            Grammar.compiled(source)  # its own errors first
             data = {name: intent["data"] for name, intent in source.values["intents"].items()}
             intents |= {name: value for name, value in source.values.items() if name not in ("intents", "language")}
         own = PHRASES.get(declared.language, {})
@@ -190,10 +190,9 @@ class Script:
 
     def grammar(self, intents: Mapping[str, list[dict[str, Any]]]) -> Grammar:
         """Compiles the grammar of what may be said at some point of the dialogue."""
-        values = {**self.intents, "language": self.declared.language}
-        return Grammar.of_values(
-            self.file.path, {**values, "intents": {name: {"data": data} for name, data in intents.items()}}
-        )
+        sentences = {name: {"data": data} for name, data in intents.items()}
+        values = {**self.intents, "language": self.declared.language, "intents": sentences}
+        return Grammar.compiled(YamlFile(self.file.path, values, {}))
 
     def say(self, template: str, slots: Mapping[str, str]) -> str:
         """Fills in a template. Slots that were not said are empty."""
