@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ import jax_speechlm.apps.dialogue.script as scripts
 from data_pipelines.core.errors import DataError
 from jax_speechlm.apps.commands.grammar import Grammar
 
+_COMPILING = threading.Lock()
 _FIELDS = ("node", "is_confirming", "slots", "offered", "question", "misunderstood", "silences", "is_over", "done")
 
 
@@ -50,7 +52,8 @@ class Session:
     @property
     def expected(self) -> Grammar:
         """The grammar of what may be said now."""
-        return _expected(self.script, self.node, self.is_confirming, self.offered)
+        with _COMPILING:  # conversations that begin at once wait for one compilation
+            return _expected(self.script, self.node, self.is_confirming, self.offered)
 
     def take_silence(self) -> str:
         """Takes a silence of `timeout.seconds`; returns the reply."""
