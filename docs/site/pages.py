@@ -16,7 +16,7 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from jax_speechlm.cli.commands import COMMANDS
+from jax_speechlm.cli.commands import COMMANDS, GROUPS
 from jax_speechlm.core.config import Config
 from jax_speechlm.recipes.experiment import Experiment
 
@@ -113,12 +113,14 @@ def _of_packages() -> str:
 
 
 def _of_commands() -> str:
-    rows = "".join(
-        f"\n## {name}\n\n{command.summary[0].upper()}{command.summary[1:]}.\n\n```\n"
-        + command.example.replace("    |    ", "\n")
-        + "\n```\n"
-        for name, command in COMMANDS.items()
-    )
+    rows = ""
+    for group, heading in GROUPS.items():
+        rows += f"\n## {heading}\n"
+        for name, command in COMMANDS.items():
+            if command.group == group:
+                summary = command.summary[0].upper() + command.summary[1:]
+                example = command.example.replace("    |    ", "\n")
+                rows += f"\n### {name}\n\n{summary}.\n\n```\n{example}\n```\n"
     return "# Commands\n\n`jax-speechlm COMMAND --help` explains every option.\n" + rows
 
 

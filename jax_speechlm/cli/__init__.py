@@ -5,9 +5,9 @@ import logging
 import os
 import pkgutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from jax_speechlm.cli.commands import COMMANDS, OLD_COMMANDS, Command
+from jax_speechlm.cli.commands import COMMANDS, GROUPS, OLD_COMMANDS, Command
 from jax_speechlm.cli.console import repeated_option, use_utf8
 from jax_speechlm.core import exit_status
 from jax_speechlm.parallel.platforms import cache_compilations
@@ -21,11 +21,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no messages of TensorFlow's import
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # unused, and it logs a message
-    if not argv or argv[0] in ("-h", "--help"):
-        print(_help())
-        return 0
-    if argv[0] == "--version":
-        print(f"jax-speechlm {importlib.metadata.version('jax_speechlm')}")
+    if not argv or argv[0] in ("-h", "--help", "--version"):
+        version = f"jax-speechlm {importlib.metadata.version('jax_speechlm')}"
+        _until_closed(lambda: print(version if argv[:1] == ["--version"] else _help(), flush=True))
         return 0
     command = COMMANDS.get(OLD_COMMANDS.get(argv[0], argv[0]))
     if command is None:
@@ -36,9 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return exit_status.WRONG_COMMAND_LINE
     status = 0
     try:
-        status = _run(command, argv[1:], prog=f"jax-speechlm {argv[0]}")
-    except BrokenPipeError:  # the reader of the output, such as `head`, has exited
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = _until_closed(lambda: _run(command, argv[1:], prog=f"jax-speechlm {argv[0]}"))
     except UnicodeError as error:
         print(
             f"error: text that is not UTF-8, in an argument or in a file ({error}): convert it first", file=sys.stderr
@@ -48,6 +44,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return exit_status.status_of(error)
     return status or 0
+
+
+def _until_closed(function: Callable[[], int | None]) -> int | None:
+    """Calls a function that prints, up to the exit of the output's reader, such as `head`."""
+    try:
+        return function()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def _run(command: Command, argv: Sequence[str], prog: str) -> int | None:
@@ -71,9 +76,14 @@ def _run(command: Command, argv: Sequence[str], prog: str) -> int | None:
 
 
 def _help() -> str:
-    rows = [f"  {name:<16} {command.summary}\n  {'':<16}   $ {command.example}" for name, command in COMMANDS.items()]
+    rows = []
+    for group, heading in GROUPS.items():
+        rows.append(f"\n{heading}:")
+        for name, command in COMMANDS.items():
+            if command.group == group:
+                rows.append(f"  {name:<16} {command.summary}\n  {'':<16}   $ {command.example}")
     return (
-        "jax-speechlm: pretrain, finetune and evaluate speech models in JAX\n\nusage: jax-speechlm COMMAND ...\n\n"
+        "jax-speechlm: pretrain, finetune and evaluate speech models in JAX\n\nusage: jax-speechlm COMMAND ...\n"
         + "\n".join(rows)
         + "\n\n`jax-speechlm COMMAND --help` explains every option of a command; --version prints the version.\n\n"
         + exit_status.SUMMARY
