@@ -14,6 +14,8 @@ def test_every_command_is_listed_once_under_its_heading(capsys):
     for line in capsys.readouterr().out.splitlines():
         if line.rstrip(":") in GROUPS.values():
             heading = line.rstrip(":")
+        elif line.startswith("`jax-speechlm COMMAND"):  # the end of the list
+            heading = ""
         elif line[:2] == "  " and line[2:3].strip() and heading:
             assert listed.setdefault(line.split()[0], heading) == heading
     assert listed == {name: GROUPS[command.group] for name, command in COMMANDS.items()}
