@@ -136,7 +136,8 @@ def evaluate(
     """Ranks the candidates of every question after each number of demonstrations.
 
     Args:
-      Others than `lm` and `encode` as of `few_shot`.
+      lm, encode: the language model, and what turns texts into its tokens.
+      shots, joiner, separator, seed: as of `few_shot`.
 
     Raises:
       DataError: there are fewer examples to demonstrate than `shots`.

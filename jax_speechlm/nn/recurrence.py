@@ -85,7 +85,7 @@ class LSTM(Recurrence):
     """One layer of an LSTM, from zeros; gates are in PyTorch's order: input, forget, cell, output.
 
     Args:
-      As of `Recurrence`.
+      dim, dim_in: as of `Recurrence`.
     """
 
     def __init__(self, dim: int, dim_in: int | None = None, *, rngs: nnx.Rngs):
@@ -108,7 +108,7 @@ class GRU(Recurrence):
     As in PyTorch, the reset gate scales the product of the state and its weights, bias included.
 
     Args:
-      As of `Recurrence`.
+      dim, dim_in: as of `Recurrence`.
     """
 
     def __init__(self, dim: int, dim_in: int | None = None, *, rngs: nnx.Rngs):
