@@ -24,7 +24,6 @@ lists:
   coffeeDrink: {values: [{in: cac, out: latte}, {in: bcb, out: iced coffee}]}
 """
 SMALLER = ["--num-steps", "2", "--loop.eval-every", "2", "--data.batch-multiple", "8", "--model.num-layers", "1"]
-SMALLER += ["--data.packed", "False", "--data.num-buckets", "1"]
 
 
 @pytest.fixture

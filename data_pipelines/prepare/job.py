@@ -86,9 +86,10 @@ def prepare(
       name: a set in Debian packages, such as asterisk-en (speech) or text-en; with `manifest`, `text` or `tfds`, the
         name of the new set.
       debian: the set in Debian packages, if the prepared set should have another name.
-      manifest: your own audio: a JSONL file, {"audio": path, "text"?, "id"?, "speaker"?, "language"?, "split"?} per
-        line, in which "offset" and "duration", or "start" and "end", in seconds, and "channel", from 0, select a part
-        of the audio; or a file or folder in another format: see `format`. Its name without suffix is the default name.
+      manifest: your own audio: a JSONL file, {"audio": path, "text"?, "id"?, "speaker"?, "language"?, "intent"?,
+        "slots"?, "split"?} per line, in which "offset" and "duration", or "start" and "end", in seconds, and "channel",
+        from 0, select a part of the audio; or a file or folder in another format: see `format`. Its name without suffix
+        is the default name.
       format: of `manifest`, guessed unless given: manifest, nemo (tarred), lhotse, kaldi (and ESPnet), audiofolder,
         parquet, webdataset, common_voice, librispeech, mls, voxpopuli, vctk, ljspeech, aishell, files.
       language: two-letter code of clips in `manifest` that state none.

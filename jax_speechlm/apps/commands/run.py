@@ -27,7 +27,7 @@ from jax_speechlm.inference.segmentation import Recording, in_batches
 
 Method = Literal["constrained", "nearest"]
 
-THRESHOLDS: dict[Method, float] = {"constrained": 0.3, "nearest": 0.6}
+THRESHOLDS: dict[Method, float] = {"constrained": 0.3, "nearest": 0.75}
 """Default confidence below which a recording is no command."""
 
 _NOTHING = Command(None, {}, 0.0)
@@ -157,7 +157,7 @@ def recognize_commands(
       asr: a run that transcribes.
       method: "constrained" produces nothing outside the grammar, with runs trained by ctc or transducer; "nearest"
         takes the sentence nearest to what any run transcribes. By default constrained, if the run can be.
-      threshold: confidence below which a recording is no command: its intent is null. By default 0.3 constrained, 0.6
+      threshold: confidence below which a recording is no command: its intent is null. By default 0.3 constrained, 0.75
         nearest.
     """
     if bool(files) == bool(sets):
