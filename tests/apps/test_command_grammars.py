@@ -8,7 +8,7 @@ import pytest
 from rapidfuzz.distance import Levenshtein
 
 from data_pipelines.core.errors import DataError
-from jax_speechlm.apps.commands.grammar import Grammar, normal, sentences
+from jax_speechlm.apps.commands.grammar import Grammar, normal
 from jax_speechlm.apps.commands.nearest import nearest_sentence
 
 ORDERS = """\
@@ -38,6 +38,14 @@ NEVER_ENDING = 'expansion_rules: {a: "x <b>", b: "<a>"}'
 @pytest.fixture(scope="module")
 def orders(tmp_path_factory):
     return load(tmp_path_factory.mktemp("grammars"), ORDERS)
+
+
+def sentences(words, state=0, said=()):
+    """Yields the sentences of an automaton over words."""
+    if state in words.final:
+        yield " ".join(said)
+    for word, target in words.arcs[state]:
+        yield from sentences(words, target, (*said, word))
 
 
 def load(folder, text):

@@ -10,12 +10,13 @@ import soundfile
 from data_pipelines.core.errors import DataError
 from data_pipelines.tokenizers.base import CharTokenizer
 from jax_speechlm import cli
-from jax_speechlm.apps.commands.grammar import Grammar, sentences
+from jax_speechlm.apps.commands.grammar import Grammar
 from jax_speechlm.apps.commands.run import CommandRecognizer, token_automaton
 from jax_speechlm.core.exit_status import USER_ERROR
 from jax_speechlm.decoding.ctc.alignment import force_align
 from jax_speechlm.inference.asr.ctc import Recognizer
 from jax_speechlm.inference.segmentation import in_batches
+from tests.apps.test_command_grammars import sentences
 from tests.trained_tones import speak, trained_run
 
 GRAMMAR = """\

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -296,15 +296,3 @@ def _by_words(characters: Graph) -> Graph:
                     waiting.append(target)
                 result.add_arc(numbers[start], word, numbers[target])
     return result.determinized()
-
-
-def sentences(words: Graph) -> Iterator[str]:
-    """Yields the sentences of an automaton over words without cycles."""
-
-    def after(state: int, said: Mapping[int, str] | tuple[str, ...]) -> Iterator[str]:
-        if state in words.final:
-            yield " ".join(said)
-        for word, target in words.arcs[state]:
-            yield from after(target, (*said, word))
-
-    yield from after(0, ())

@@ -4,9 +4,10 @@ jax-speechlm prepare --manifest coffee/manifest.jsonl --name coffee
 jax-speechlm finetune --config coffee/intent --run-dir runs/coffee
 jax-speechlm eval runs/coffee --sets coffee
 
-The encoder is that of `debian/en_streaming`, from which --from may start. From scratch, two CPU cores beside other work:
-11.4 minutes, 2.4 h of audio seen (3.2 passes over 309 clips at three speeds), seed 0: too little to learn what a slot
-sounds like; `coffee/intent_whisper` learns more. The clips do not name their speakers, who may stand in several splits.
+The encoder is that of `debian/en_streaming`, from which --from may start. From scratch, two CPU cores beside other
+work: 11.4 minutes, 2.4 h of audio seen (3.2 passes over 309 clips at three speeds), seed 0: too little to learn what
+a slot sounds like; `coffee/intent_whisper` learns more. The clips do not name their speakers, who may stand in
+several splits.
 
 Result: coffee test, 96 commands, from scratch: slot F1 4.2 % [1.8, 6.9], all right 0.0 % [0.0, 3.8]
 """
