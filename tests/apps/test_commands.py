@@ -63,6 +63,7 @@ def test_commands_are_recognised_and_other_speech_is_unlikely(path, recognizer):
     assert [each.text for each in found[1:-1]] == list(SAID)
     assert min(each.confidence for each in found[1:-1]) > 0.9
     assert found[0] == (None, {}, 0.0, "")  # silence
+    assert commands.recognize([np.zeros(16_000, np.int16)]) == found[:1]
     assert found[-1].intent is not None
     assert found[-1].confidence < 0.2
     assert found[-1].above(0.3).intent is None

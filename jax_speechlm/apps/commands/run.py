@@ -1,6 +1,7 @@
 """`jax-speechlm commands`: spoken commands by a grammar and any run that transcribes."""
 
 import functools
+import itertools
 import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -61,14 +62,10 @@ class CommandRecognizer:
           AudioError: a recording cannot be read, or is too long for a command.
         """
         rate = self.transcriber.experiment.sample_rate
-        audio = {row: command_audio(recording, rate) for row, recording in enumerate(recordings)}
-        audio = {row: samples for row, samples in audio.items() if samples is not None}
-        found = dict(zip(audio, self._in_order(in_batches(list(audio.values()))), strict=True)) if audio else {}
-        return [found.get(row, _NOTHING) for row in range(len(recordings))]
-
-    def _in_order(self, batches: Iterable[Batch]) -> list[Command]:
-        found = self.of_batches(batches)
-        return [found[row] for row in sorted(found)]
+        audio = [command_audio(recording, rate) for recording in recordings]
+        found = self.of_batches(in_batches([samples for samples in audio if samples is not None]))
+        place = itertools.count()
+        return [_NOTHING if samples is None else found[next(place)] for samples in audio]
 
     def of_batches(self, batches: Iterable[Batch]) -> dict[int, Command]:
         """Returns the commands of the rows of batches by `example_id`, without filler rows."""
