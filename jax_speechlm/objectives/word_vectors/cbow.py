@@ -21,7 +21,7 @@ class CBOW(NegativeSampling):
 
     def build(self, model: Config, frontend: FrontEnd | None, tokenizer: Tokenizer | None) -> Objective:
         """Builds the objective. The loss is a mean over the centres that have a context."""
-        return self.objective(model, tokenizer, score_centres)
+        return self.objective(model, tokenizer, score_centres, 2 * self.window + 1 + self.negatives)
 
 
 def score_centres(

@@ -44,7 +44,8 @@ class Tables(NamedTuple):
     def of(cls, counts: Int[np.ndarray, " words"], subsample: float | None, exponent: float) -> "Tables":
         """Computes the distributions from the counts of words.
 
-        A word with share f of the text is kept with probability sqrt(s / f) + s / f, where s is `subsample`.
+        Args:
+          subsample, exponent: as in `NegativeSampling`.
         """
         ratio = np.ones(len(counts)) if subsample is None else subsample * counts.sum() / counts
         keep = np.minimum(np.sqrt(ratio) + ratio, 1.0)
@@ -149,7 +150,7 @@ class NegativeSampling(WordVectorObjective):
     Attributes:
       window: largest distance of a context's words from their centre.
       negatives: words drawn for each centre.
-      subsample: share of the text above which a word is subsampled; None keeps all words.
+      subsample: s, where a word of share f of the text is kept with probability sqrt(s / f) + s / f; None keeps all.
       exponent: of the counts in the distribution of negatives.
     """
 
@@ -158,8 +159,10 @@ class NegativeSampling(WordVectorObjective):
     subsample: Annotated[float, Field(gt=0, lt=1)] | None = 1e-3
     exponent: float = 0.75
 
-    def objective(self, model: Config, tokenizer: Tokenizer | None, score_blocks: ScoreBlocks) -> Objective:
-        """Builds an objective of the examples that `score_blocks` scores.
+    def objective(
+        self, model: Config, tokenizer: Tokenizer | None, score_blocks: ScoreBlocks, products: int
+    ) -> Objective:
+        """Builds an objective of the examples that `score_blocks` scores, with so many products of vectors a centre.
 
         Metrics: `loss`, and `accuracy`, the share in which the output's logit exceeds those of all negatives. In
         evaluation a row's draws are always the same.
@@ -175,7 +178,7 @@ class NegativeSampling(WordVectorObjective):
             return weighted(weight, {"loss": loss, "accuracy": is_right})
 
         def flops(num_tokens: int, batch_size: int) -> float:
-            return 2.0 * model.dim * num_tokens * batch_size * (1 + self.negatives) * 2 * self.window
+            return 2.0 * model.dim * products * num_tokens * batch_size
 
         return Objective.of(lambda rngs: WordVectors(model, size, rngs=rngs), score, forward_flops=flops)
 

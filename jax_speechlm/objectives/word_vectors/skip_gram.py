@@ -25,7 +25,7 @@ class SkipGram(NegativeSampling):
 
     def build(self, model: Config, frontend: FrontEnd | None, tokenizer: Tokenizer | None) -> Objective:
         """Builds the objective. The loss is a mean over pairs of a centre and a word of its context."""
-        return self.objective(model, tokenizer, score_pairs)
+        return self.objective(model, tokenizer, score_pairs, 2 * self.window * (1 + self.negatives))
 
 
 def score_pairs(
