@@ -113,8 +113,8 @@ def export_adapter(run: Positional[Path], out: Path) -> None:
         write_adapter(folder, updates, lora, base, names)
         if not _reads_back(folder, updates, lora, base, names):
             raise FailedCheck(f"{checkpoint}: the adapter differs after it was read back")
-    size = (out / WEIGHTS).stat().st_size
-    print(f"{out}: an adapter of {len(list(_updates(updates)))} maps, {size / 1e6:.2f} MB, which reads back the same")
+    size = (out / WEIGHTS).stat().st_size / 1e6
+    print(f"{out}: {size:.2f} MB, by the names of {names.architecture}; reads back as the same change of every kernel")
 
 
 def write_adapter(folder: Path, updates: Params, lora: LoRA, base: LoadedRun, names: Names | None = None) -> None:
