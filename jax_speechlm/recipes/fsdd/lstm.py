@@ -3,7 +3,10 @@
 jax-speechlm finetune --config fsdd/lstm --run-dir runs/lstm     # without theo
 python scripts/left_out_speakers.py fsdd/lstm   # without each speaker in turn
 
-Result: not yet measured
+One CPU core beside other work: one to two minutes a speaker, 2.7 hours of audio seen (8 passes), seed 0; the interval is
+over the speakers.
+
+Result: accuracy over the six speakers 68.8 % [60.2, 78.0]
 """
 
 from jax_speechlm.models.rnn import RNNConfig
