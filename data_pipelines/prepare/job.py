@@ -70,6 +70,7 @@ def prepare(
     edge_silence: float = VoiceForm().edge_silence,
     max_clipped: float = VoiceForm().max_clipped,
     normalise_text: TextForm = "none",
+    scrub: bool = False,
     unit: Unit = "line",
     encoding: str = "utf-8",
     cleaning: Cleaning = Cleaning(),  # noqa: B008
@@ -118,6 +119,8 @@ def prepare(
         lower-case words without punctuation, with numbers in words, as in all Debian sets; `spoken` puts numbers,
         abbreviations and signs in words but keeps case and punctuation, for speech synthesis. A text with a number or
         sign of unknown spoken form is dropped and counted.
+      scrub: replace e-mail addresses and numbers of telephones, cards and accounts in the transcripts of manifests and
+        TFDS sets; for text see the step `personal`. The audio is not changed.
       unit: a document of a .txt file is a line, a paragraph (ended by a blank line) or the file.
       encoding: of .txt and .jsonl files.
       cleaning: steps for text.
@@ -165,6 +168,8 @@ def prepare(
         about_speech["language"] = language
     if allow_commands:
         about_speech["allow_commands"] = True
+    if scrub:
+        about_speech["scrub"] = True
     if debian and debian != name:
         about_speech["debian"] = debian
     if sample_rate != DEFAULT_SAMPLE_RATE:  # absent in the requests of sets that earlier versions prepared
@@ -193,16 +198,18 @@ def prepare(
     if files is not None:
         source = files
     elif manifest is not None:
-        about = {"language": language, "allow_commands": allow_commands}
+        about = {"language": language, "allow_commands": allow_commands, "scrubs": scrub}
         source = speech_source(manifest, name, listing, normalise_text, **about)
     elif tfds is not None:
-        source = tfds_sets.tfds_source(tfds, name, normalise_text)
+        source = tfds_sets.tfds_source(tfds, name, normalise_text, scrubs=scrub)
     elif (debian or name) in debian_texts.NAMES:
         source = replace(debian_texts.debian_texts(debian or name, packages), name=name)
     else:
         source = replace(debian_source(debian or name, packages), name=name)
     if beam_runner is not None and isinstance(source, TextSource):
         raise DataError("Beam prepares speech; text is cleaned by --num-workers processes of one machine.")
+    if scrub and (isinstance(source, TextSource) or not (manifest or tfds)):
+        raise DataError("--scrub is for transcripts of --manifest and --tfds; for text add `personal` to --steps.")
     if (voice or enhance or loudness is not None) and isinstance(source, TextSource):
         raise DataError(f"--voice, --enhance and --loudness prepare speech, but {name} is a set of text.")
     with _locked(folder):

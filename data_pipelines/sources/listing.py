@@ -24,6 +24,7 @@ from data_pipelines.audio.command import Command
 from data_pipelines.core.lines import MAX_LINE, Line, byte_blocks, byte_lines, check_storable, parse_object, text_lines
 from data_pipelines.text.normalize import normalise, normalised_split_key, split_key, split_of, usual_split
 from data_pipelines.text.numbers import UnspeakableError
+from data_pipelines.text.personal_data import scrub
 from data_pipelines.text.spoken_form import spoken_form
 
 Items = Iterator[Clip | Dropped]
@@ -62,13 +63,16 @@ class SpeechFormat:
     files: Callable[[Path], Iterable[Path]]
 
 
-def finish(items: Items, text_form: TextForm, language: str = "", allow_commands: bool = False) -> Items:
+def finish(
+    items: Items, text_form: TextForm, language: str = "", allow_commands: bool = False, scrubs: bool = False
+) -> Items:
     """Makes listed clips the clips of a set: transcripts in the requested form, splits, usual names.
 
     The default split follows from the hash of the transcript (`text.normalize.split_of`), or of the id if it is empty.
 
     Args:
       language: of clips whose listing does not state it.
+      scrubs: whether what identifies persons is replaced in transcripts and translations.
       allow_commands: whether audio may be the output of a command; otherwise such clips are dropped.
     """
     for item in items:
@@ -85,7 +89,7 @@ def finish(items: Items, text_form: TextForm, language: str = "", allow_commands
             continue
         clip_language = _LANGUAGES.get(item.language.lower(), item.language) or language
         try:
-            text, key = transcript(item.text, clip_language, text_form)
+            text, key = transcript(item.text, clip_language, text_form, scrubs)
         except UnspeakableError as error:
             yield Dropped(item.id, "number or sign without spoken form", detail=f"{item.id}: {error}")
             continue
@@ -97,7 +101,7 @@ def finish(items: Items, text_form: TextForm, language: str = "", allow_commands
             sys.intern(item.speaker),
             sys.intern(clip_language),
             sys.intern(usual_split(item.split) if item.split else split_of(key or item.id)),
-            item.translation,
+            scrub(item.translation) if scrubs else item.translation,
             sys.intern(item.age),
             _GENDERS.get(gender, gender),
             sys.intern(item.accent),
@@ -106,12 +110,13 @@ def finish(items: Items, text_form: TextForm, language: str = "", allow_commands
         )
 
 
-def transcript(text: str, language: str, text_form: TextForm) -> tuple[str, str]:
+def transcript(text: str, language: str, text_form: TextForm, scrubs: bool = False) -> tuple[str, str]:
     """Converts a transcript to the requested form.
 
     Args:
       text_form: `none` keeps it as it is (Unicode NFC); `basic` applies `text.normalize.normalise`, and `spoken`
         `text.spoken_form.spoken_form`.
+      scrubs: whether `text.personal_data.scrub` comes first.
 
     Returns:
       The transcript, and the key that decides its split.
@@ -119,6 +124,8 @@ def transcript(text: str, language: str, text_form: TextForm) -> tuple[str, str]
     Raises:
       UnspeakableError: it has no such form.
     """
+    if scrubs:
+        text = scrub(text)
     if text_form == "basic":
         return normalise(text, language), normalised_split_key(text, language)
     text = unicodedata.normalize("NFC", text).strip()

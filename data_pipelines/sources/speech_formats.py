@@ -145,12 +145,14 @@ def speech_source(
     *,
     language: str = "",
     allow_commands: bool = False,
+    scrubs: bool = False,
 ) -> Corpus:
     """Describes a file or folder of speech as a set called `name`.
 
     Args:
       text_form: of transcripts; see `listing.transcript`.
       language: of rows that state none.
+      scrubs: whether what identifies persons is replaced in texts.
       allow_commands: whether to run the commands that a listing has in place of sound files.
 
     Returns:
@@ -165,7 +167,7 @@ def speech_source(
         config=name,
         licence="of the user's own data",
         origin={"manifest": str(path), "format": known.name, "sha256": digest(path, known)},
-        items=lambda: _readable(finish(known.clips(path), text_form, language, allow_commands), path, known),
+        items=lambda: _readable(finish(known.clips(path), text_form, language, allow_commands, scrubs), path, known),
     )
 
 

@@ -60,7 +60,7 @@ class TfdsAudio:
 
 
 def tfds_source(
-    tfds_name: str, name: str, text_form: TextForm, tfds_data_dir: Path | None = None
+    tfds_name: str, name: str, text_form: TextForm, tfds_data_dir: Path | None = None, scrubs: bool = False
 ) -> Corpus | TextSource:
     """Downloads a TFDS data set unless it is there, and describes it as a set called `name`.
 
@@ -70,6 +70,7 @@ def tfds_source(
     Args:
       tfds_name: its name in TFDS, with a config if it has several: `common_voice/en`.
       text_form: of transcripts, as in `manifest_source`.
+      scrubs: whether what identifies persons is replaced in transcripts.
       tfds_data_dir: folder of TFDS's sets; default: `$TFDS_DATA_DIR`, or TFDS's own default.
 
     Returns:
@@ -106,7 +107,7 @@ def tfds_source(
     licence = builder.info.as_proto.redistribution_info.license or "see the home page of the set"
     origin = {"tfds": builder.info.full_name, "homepage": builder.info.homepage or ""}
     if audio:
-        return Corpus(name, "manifest", name, licence, origin, lambda: clips(builder, audio, text_form))
+        return Corpus(name, "manifest", name, licence, origin, lambda: clips(builder, audio, text_form, scrubs))
     text = "text" if "text" in texts else texts[0]
     return TextSource(name, licence, origin, lambda: documents(builder, text))
 
@@ -188,7 +189,7 @@ def _language(builder: Any) -> str:
     return _LANGUAGES.get(builder.name) or (config if re.fullmatch("[a-z]{2}", config) else "")
 
 
-def clips(builder: Any, audio: str, text_form: TextForm) -> Iterator[Clip | Dropped]:
+def clips(builder: Any, audio: str, text_form: TextForm, scrubs: bool = False) -> Iterator[Clip | Dropped]:
     """Yields the clips of a prepared TFDS builder from its feature `audio`."""
     import tensorflow_datasets as tfds
 
@@ -203,7 +204,7 @@ def clips(builder: Any, audio: str, text_form: TextForm) -> Iterator[Clip | Drop
             clip_id = _text(record.get("id")) or f"{split}-{row:08d}"
             text = unicodedata.normalize("NFC", _text(record.get(text_key))).strip()
             try:
-                text, key = transcript(text, language, text_form)
+                text, key = transcript(text, language, text_form, scrubs)
             except UnspeakableError as error:
                 yield Dropped(clip_id, "number or sign without spoken form", detail=str(error))
                 continue

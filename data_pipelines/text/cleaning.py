@@ -19,6 +19,7 @@ from data_pipelines.text.documents import Document
 from data_pipelines.text.near_duplicates import NearDuplicates, signature
 from data_pipelines.text.normalize import lower, normalise, split_key, word_characters, words_only
 from data_pipelines.text.numbers import UnspeakableError
+from data_pipelines.text.personal_data import scrub
 from data_pipelines.text.workers import CHUNK_CHARACTERS, Workers
 
 StepName = Literal[
@@ -28,6 +29,7 @@ StepName = Literal[
     "exact",
     "near",
     "sentences",
+    "personal",
     "spoken",
     "punctuation",
     "stop_words",
@@ -62,6 +64,7 @@ class Cleaning:
         exact: drops copies of earlier documents.
         near: drops documents that share `similarity` of their five-word shingles with an earlier one.
         sentences: makes every sentence a document.
+        personal: replaces addresses and numbers that identify persons, by `text.personal_data.scrub`.
         spoken: converts lines to their spoken form: lower case, numbers in words, no punctuation; drops lines with a
           number or sign without a known spoken form. After `sentences`, the result is like transcripts.
         punctuation: removes punctuation and symbols, except apostrophes within words.
@@ -110,6 +113,7 @@ def clean(
             "exact": _filter_exact,
             "near": functools.partial(_filter_near, workers, cleaning.similarity),
             "sentences": _split_sentences,
+            "personal": functools.partial(rewrite, scrub, "empty"),
             "spoken": functools.partial(_speak, workers),
             "punctuation": functools.partial(rewrite, strip_punctuation, "nothing but punctuation"),
             "stop_words": functools.partial(rewrite, strip_stop_words, "nothing but stop words"),
