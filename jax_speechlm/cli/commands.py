@@ -147,6 +147,14 @@ COMMANDS = {
         "jax-speechlm chat coffee    |    jax-speechlm chat coffee --asr runs/finetune --tts runs/voice --microphone",
         extra="apps",
     ),
+    "tutor": Command(
+        "use",
+        "jax_speechlm.apps.tutoring.run:tutor",
+        "compare a text read aloud with the text, score short answers, and practise what was missed",
+        "jax-speechlm tutor read runs/finetune text.txt reading.wav    |    tutor practice Ada --forgot through",
+        parses=True,
+        extra="apps",
+    ),
     "synthesize": Command(
         "use",
         "jax_speechlm.cli.synthesize:synthesize_texts",

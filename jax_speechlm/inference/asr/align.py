@@ -32,7 +32,7 @@ def align_utterances(
     """
     tokenizer, frame = recognizer.tokenizer, recognizer.experiment.frame_samples / recognizer.experiment.sample_rate
     pieces = (*tokenizer.pieces, UNKNOWN)
-    labelled = [_token_ids(tokenizer, text) for _, text, _, _ in utterances]
+    labelled = [word_tokens(tokenizer, text) for _, text, _, _ in utterances]
     tokens = [[token for token, _ in pairs] for pairs in labelled]
     order = sorted(range(len(utterances)), key=lambda row: len(utterances[row][3]))
     aligned, skipped = {}, {}
@@ -62,7 +62,7 @@ def align_utterances(
     return [aligned[row] for row in sorted(aligned)], [skipped[row] for row in sorted(skipped)]
 
 
-def _token_ids(tokenizer: Tokenizer, text: str) -> list[tuple[int, int | None]]:
+def word_tokens(tokenizer: Tokenizer, text: str) -> list[tuple[int, int | None]]:
     """Returns the tokens of a transcript, each with the index of its word; None for a space.
 
     `vocab_size` represents characters that the tokenizer does not know.

@@ -1,0 +1,1 @@
+"""Tutoring: reading aloud, scores of short answers, practice of what was missed."""

@@ -1,0 +1,264 @@
+"""Scores of short answers to questions: features of answer and reference, and a ridge regression on scores."""
+
+import collections
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import numpy as np
+import pydantic
+from jaxtyping import Float
+from rich.table import Table
+
+from data_pipelines.core.errors import DataError
+from data_pipelines.core.lines import parse_object, text_lines
+from data_pipelines.text import scripts
+from jax_speechlm.core.config import Config
+from jax_speechlm.core.errors import CheckpointError
+from jax_speechlm.evaluation import base
+from jax_speechlm.evaluation.resampling import MIN_UTTERANCES, interval, resampled_sums
+from jax_speechlm.inference.load import load
+from jax_speechlm.inference.text_embed import TextEmbedder
+from jax_speechlm.inference.word_vectors import WordTable
+
+_FOLDS = 5
+_RESAMPLES = 10_000
+
+Embed = Callable[[Sequence[str]], Float[np.ndarray, "texts dim"]]
+
+
+class Answer(NamedTuple):
+    """An answer to a question, and the reference; `score` is None of one that has none."""
+
+    question: str
+    reference: str
+    answer: str
+    score: float | None = None
+
+
+class AnswerScorer(Config):
+    """A linear function of the features of an answer; its values are the nearest of the scores that were trained on.
+
+    Attributes:
+      embedder: run whose vectors of texts are compared; None to compare words alone.
+      weights: of the features, in the order of `features`.
+      scale: the scores, ascending.
+    """
+
+    embedder: str | None = None
+    weights: tuple[float, ...]
+    intercept: float
+    scale: Annotated[tuple[float, ...], pydantic.Field(min_length=1)]
+
+    @pydantic.model_validator(mode="after")
+    def _has_a_weight_for_each_feature(self):
+        if len(self.weights) != 2 + (self.embedder is not None):
+            raise ValueError("there must be a weight for each feature: two, and one for vectors of a run")
+        return self
+
+    @classmethod
+    def load(cls, path: Path) -> "AnswerScorer":
+        """Reads a scorer. Raises `DataError` if the file is none."""
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except (OSError, pydantic.ValidationError) as error:
+            raise DataError(
+                f"{path}: is no scorer of answers ({' '.join(str(error).split())}); make one by jax-speechlm tutor fit"
+            ) from error
+
+    def score(self, answers: Sequence[Answer]) -> list[float]:
+        """Scores answers; an answer's score does not depend on the others."""
+        if not answers:
+            return []
+        return self.of_features(features(answers, open_embedder(self.embedder))).tolist()
+
+    def of_features(self, values: Float[np.ndarray, "answers features"]) -> Float[np.ndarray, " answers"]:
+        return nearest(self.scale, values @ np.array(self.weights) + self.intercept)
+
+
+class AgreementReport(base.Report):
+    """Agreement of scores by a regression with those of the user, on answers that it was not fitted on.
+
+    Attributes:
+      kappa: quadratic weighted; None if all scores are the same.
+      interval: of 95 %, by bootstrap over answers; None for fewer than `MIN_UTTERANCES`.
+      equal: share of answers with the user's score.
+      held_out: what each fold held out: "questions" or "answers".
+    """
+
+    answers: int
+    kappa: float | None
+    interval: tuple[float, float] | None
+    equal: float
+    held_out: str
+
+    def tables(self) -> Iterator[Table]:
+        """Yields kappa and the share of equal scores."""
+        table = base.new_table(
+            "answers",
+            "quadratic weighted kappa [95 %]",
+            "equal scores",
+            title=f"{self.held_out} held out, {_FOLDS} folds",
+        )
+        value = "-" if self.kappa is None else f"{self.kappa:.3f}"
+        bounds = f" [{self.interval[0]:.3f}, {self.interval[1]:.3f}]" if self.interval else ""
+        table.add_row(f"{self.answers:,}", value + bounds, f"{self.equal:.1%}")
+        if self.interval is None:
+            table.caption = f"no interval: fewer than {MIN_UTTERANCES} answers, or equal scores"
+        yield table
+
+
+def read_answers(path: Path, *, scored: bool) -> list[Answer]:
+    """Reads JSON lines with question, reference, answer and, if `scored`, score.
+
+    Raises:
+      DataError: the file is missing, empty or malformed; the message names the line.
+    """
+    answers = []
+    try:
+        for number, line in text_lines(path):
+            if line.strip():
+                answers.append(_answer(path, number, line, scored))
+    except FileNotFoundError:
+        raise DataError(
+            f"{path} does not exist: name a .jsonl file with question, reference, answer and score"
+        ) from None
+    if not answers:
+        raise DataError(f"{path} holds no answers")
+    return answers
+
+
+def _answer(path: Path, number: int, line: str, scored: bool) -> Answer:
+    try:
+        row = parse_object(line)
+        texts = [row[key] for key in ("question", "reference", "answer")]
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("question, reference and answer are texts")
+        score = row["score"] if scored else None
+        if scored and (isinstance(score, bool) or not isinstance(score, int | float) or not np.isfinite(score)):
+            raise TypeError(f"the score {score!r} is no number")
+    except (ValueError, KeyError, TypeError) as error:
+        needed = "question, reference, answer" + (", score" if scored else "")
+        raise DataError(f"{path}, line {number}: not an answer ({error!r}); it needs {needed}") from error
+    return Answer(*texts, None if score is None else float(score))
+
+
+def open_embedder(run: str | None) -> Embed | None:
+    """Opens a run that makes vectors of texts. Raises `CheckpointError` if it makes none."""
+    if run is None:
+        return None
+    model = load(run)
+    if not isinstance(model.model, TextEmbedder | WordTable):
+        raise CheckpointError(
+            f"{run}: was trained by {model.kind}, which makes no vectors of texts: name a text encoder"
+        )
+    return model.embed
+
+
+def features(answers: Sequence[Answer], embed: Embed | None) -> Float[np.ndarray, "answers features"]:
+    """Compares answers with their references: F1 of words, ratio of lengths and, with `embed`, cosine of vectors."""
+    columns = [
+        [overlap_f1(each.reference, each.answer) for each in answers],
+        [_length_ratio(each.reference, each.answer) for each in answers],
+    ]
+    if embed is not None:
+        vectors = np.asarray(embed([text for each in answers for text in (each.reference, each.answer)]), np.float64)
+        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        columns.append(np.sum(vectors[::2] * vectors[1::2], axis=1).tolist())
+    return np.array(columns, np.float64).T
+
+
+def _words(text: str) -> list[str]:
+    words = ("".join(each for each in word if each.isalnum()) for word in scripts.words(text.casefold()))
+    return [word for word in words if word]
+
+
+def overlap_f1(reference: str, answer: str) -> float:
+    """Returns the F1 of the answer's words, as a bag, without case and punctuation; 0 if one of the two has none."""
+    expected, given = _words(reference), _words(answer)
+    common = sum((collections.Counter(expected) & collections.Counter(given)).values())
+    return 2 * common / (len(expected) + len(given)) if common else 0.0
+
+
+def _length_ratio(reference: str, answer: str) -> float:
+    shorter, longer = sorted((len(_words(reference)), len(_words(answer))))
+    return shorter / longer if longer else 0.0
+
+
+def nearest(scale: Sequence[float], values: Float[np.ndarray, " answers"]) -> Float[np.ndarray, " answers"]:
+    """Rounds values to the nearest scores of a scale."""
+    steps = np.array(scale)
+    return steps[np.abs(values[:, None] - steps).argmin(1)]
+
+
+def fit(answers: Sequence[Answer], embedder: str | None = None) -> tuple[AnswerScorer, AgreementReport]:
+    """Fits a scorer, and measures its agreement on answers held out: whole questions where there are enough of them.
+
+    Raises:
+      DataError: there are too few answers, or all have the same score.
+    """
+    scores = np.array([answer.score for answer in answers], np.float64)
+    if len(answers) < 2 * _FOLDS or len(set(scores)) < 2:
+        raise DataError(
+            f"{len(answers)} answers with {len(set(scores))} different scores: {2 * _FOLDS} answers with two "
+            "scores are the least to fit on"
+        )
+    values = features(answers, open_embedder(embedder))
+    scale = tuple(sorted(set(scores.tolist())))
+    questions = np.unique([answer.question for answer in answers], return_inverse=True)[1]
+    by_question = questions.max() + 1 >= _FOLDS
+    group = questions if by_question else np.arange(len(answers))
+    fold = np.random.default_rng(0).permutation(group.max() + 1)[group] % _FOLDS
+    predicted = np.zeros(len(answers))
+    for held_out in range(_FOLDS):
+        weights, intercept = _ridge(values[fold != held_out], scores[fold != held_out])
+        predicted[fold == held_out] = nearest(scale, values[fold == held_out] @ weights + intercept)
+    weights, intercept = _ridge(values, scores)
+    kappa, bounds = weighted_kappa(scores, predicted)
+    report = AgreementReport(
+        answers=len(answers),
+        kappa=kappa,
+        interval=bounds,
+        equal=float(np.mean(predicted == scores)),
+        held_out="questions" if by_question else "answers",
+    )
+    return AnswerScorer(embedder=embedder, weights=tuple(weights.tolist()), intercept=intercept, scale=scale), report
+
+
+def _ridge(values: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, float]:
+    """Fits on standardised features; returns weights and intercept of the features as they are."""
+    from sklearn.linear_model import Ridge
+
+    mean, deviation = values.mean(0), np.maximum(values.std(0), 1e-6)
+    ridge = Ridge().fit((values - mean) / deviation, scores)
+    weights = ridge.coef_ / deviation
+    return weights, float(ridge.intercept_ - weights @ mean)
+
+
+def weighted_kappa(
+    first: Float[np.ndarray, " answers"], second: Float[np.ndarray, " answers"], resamples: int = _RESAMPLES
+) -> tuple[float | None, tuple[float, float] | None]:
+    """Computes the quadratic weighted kappa of two raters (Cohen 1968), and its 95 % interval by bootstrap.
+
+    With quadratic weights it is 1 minus the mean squared difference over the one expected of independent raters, so it
+    needs sums over the answers alone.
+
+    Returns:
+      Kappa, None if both raters give one and the same score to all; and its interval, None for fewer answers than
+      `MIN_UTTERANCES`.
+    """
+    rows = [np.ones(len(first)), first, second, first**2, second**2, first * second]
+
+    def kappa(sums: np.ndarray) -> np.ndarray:
+        count, a, b, aa, bb, ab = sums
+        expected = (aa + bb) / count - 2 * a * b / count**2
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.where(expected > 1e-12, 1 - (aa + bb - 2 * ab) / count / expected, np.nan)
+
+    value = float(kappa(np.sum(rows, axis=1)))
+    if np.isnan(value):
+        return None, None
+    if len(first) < MIN_UTTERANCES:
+        return value, None
+    drawn = kappa(resampled_sums(rows, resamples, seed=0))
+    return value, interval(drawn[~np.isnan(drawn)])
