@@ -11,20 +11,21 @@ from rapidfuzz import process
 from rapidfuzz.distance import Levenshtein
 
 from data_pipelines.core.errors import DataError
-from data_pipelines.core.tokenizer import PHONES, Tokenizer
+from data_pipelines.core.tokenizer import BLANK, PHONES, Tokenizer
 from jax_speechlm.apps.tutoring import goodness
 from jax_speechlm.decoding.ctc.alignment import Span, force_align
 from jax_speechlm.decoding.ctc.greedy import collapse
 from jax_speechlm.inference.asr.align import has_known_character, word_tokens
 from jax_speechlm.inference.asr.ctc import Recognizer
 from jax_speechlm.inference.asr.decoder import Posteriors
-from jax_speechlm.inference.segmentation import Recording, blocks_of, in_batches, windows
+from jax_speechlm.inference.segmentation import Recording, blocks_of, in_batches, is_silent, windows
 
 Verdict = Literal["correct", "substituted", "left out", "inserted", "repeated", "not judged"]
 Edit = tuple[int | None, int | None]
 """A place in the text and one in what was recognised; one of them is None of a word left out, or inserted."""
 
 _GAP = 0.6  # cost of a word left out or inserted; a word in place of another costs their distance, at most 1
+_NEVER = -30.0  # log-probability of a token in silence
 _WINDOW, _CONTEXT = 30, 2  # seconds that are encoded at once, and beside them
 
 
@@ -163,11 +164,19 @@ class ReadingTutor:
         for window in windows(
             blocks_of(recording, rate), _WINDOW * rate, sample_rate=rate, overlap=_CONTEXT * rate, multiple=frame
         ):
+            if is_silent(window.samples, rate):
+                parts.append(self._silence((window.end - window.start) // frame))
+                continue
             (log_probs,) = self.recognizer.posteriors(in_batches([window.samples])).values()
             is_last = window.end == window.begin + len(window.samples)
             first, last = (window.start - window.begin) // frame, (window.end - window.begin) // frame
             parts.append(log_probs[first : None if is_last else last])
         return np.concatenate(parts)
+
+    def _silence(self, num_frames: int) -> Posteriors:
+        """Returns blanks: features of silence are normalised noise, in which models recognise something."""
+        is_blank_V = np.arange(self.recognizer.tokenizer.vocab_size) == BLANK
+        return np.tile(np.where(is_blank_V, 0.0, _NEVER).astype(np.float32), (num_frames, 1))
 
     def score(self, log_probs: Posteriors, said: Sequence[str]) -> list[ReadWord]:
         """Returns times and scores of words, given in characters that the recognizer knows (`spoken_form`).

@@ -1,5 +1,6 @@
 """How well scores of pronunciation find a word that was not said: recordings beside texts with a word replaced."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -60,7 +61,7 @@ def measure_replaced_words(tutor: ReadingTutor, speech: EvaluationSpeech) -> tup
     Raises:
       DataError: there are fewer than two different words.
     """
-    tokenizer, rng = tutor.recognizer.tokenizer, np.random.default_rng(0)
+    tokenizer = tutor.recognizer.tokenizer
     texts = speech.index.column("text").to_pylist()
     forms = [[form for word in text.split() if (form := spoken_form(tokenizer, word))] for text in texts]
     vocabulary = sorted({form for words in forms for form in words})
@@ -69,8 +70,9 @@ def measure_replaced_words(tutor: ReadingTutor, speech: EvaluationSpeech) -> tup
             "the set has fewer than two words that the recognizer knows: there is none to put in place of one"
         )
     scores, skipped = [], 0
-    for row, log_probs in sorted(tutor.recognizer.posteriors(speech.batches()).items()):
-        words = list(forms[row])
+    rows = (tutor.recognizer.posteriors(iter((batch,))) for batch in speech.batches())
+    for row, log_probs in itertools.chain.from_iterable(each.items() for each in rows):
+        words, rng = list(forms[row]), np.random.default_rng(row)
         if len(words) < _FEWEST_WORDS:
             skipped += 1
             continue
