@@ -33,6 +33,16 @@ def tutor() -> ReadingTutor:
     return ReadingTutor(Recognizer.load(trained_run()))
 
 
+class OfPhones(Recognizer):
+    """A recognizer whose tokens are phones."""
+
+    tokenizer = types.SimpleNamespace(kind="ipa")
+    checkpoint = "runs/ipa"
+
+    def __init__(self):
+        pass
+
+
 def verdicts(reading: Reading) -> list[tuple[str, str]]:
     return [(word.word, word.verdict) for word in reading.words]
 
@@ -117,9 +127,8 @@ def test_a_recording_of_several_windows(tutor):
 
 
 def test_a_recognizer_of_phones_is_refused():
-    recognizer = types.SimpleNamespace(tokenizer=types.SimpleNamespace(kind="ipa"), checkpoint="runs/ipa")
     with pytest.raises(DataError, match="runs/ipa: recognises ipa"):
-        ReadingTutor(recognizer)
+        ReadingTutor(OfPhones())
 
 
 def test_of_a_word_said_twice_the_last_one_counts():
