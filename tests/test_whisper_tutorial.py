@@ -20,8 +20,9 @@ SMALLER = {"500": "2", "50": "1", "interview.mp3": "mine/0.wav", "32": "8"}
 
 
 def commands() -> list[list[str]]:
-    """Returns the commands of the page's blocks, without the program's name."""
-    blocks = re.findall(r"^```\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    """Returns the commands of the page's blocks up to its figures, without the program's name."""
+    tutorial, _, _ = PAGE.read_text().partition("\n## Measured")
+    blocks = re.findall(r"^```\n(.*?)^```", tutorial, re.MULTILINE | re.DOTALL)
     lines = map(shlex.split, "".join(blocks).replace("\\\n", " ").splitlines())
     return [[SMALLER.get(word, word) for word in words] for program, *words in lines if program == "jax-speechlm"]
 

@@ -7,9 +7,11 @@ import optax
 import pytest
 
 from data_pipelines.tokenizers.base import CharTokenizer
+from data_pipelines.tokenizers.words import WordTokenizer
 from jax_speechlm.core.tree import is_below, overlay, paths, select
 from jax_speechlm.models.adapter import Convolutional, QFormer
 from jax_speechlm.models.transformer_config import FORMS, LearnedPositions
+from jax_speechlm.models.word_vectors import WordVectorsConfig
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.lora import LoRA
 from jax_speechlm.objectives.lm.span_corruption import SpanCorruption
@@ -28,7 +30,8 @@ DECAYS = {
     "encoder_norm": {"scale": False},
     "head": {"kernel": True},
 }
-UNDECAYED = {"bias", "content_bias", "position_bias", "scale", "offset", "mask", "mean", "shift"}
+UNDECAYED = {"bias", "content_bias", "position_bias", "scale", "offset", "mask", "mean", "shift", "mix"}
+UNDECAYED |= {"word_bias", "context_bias"}
 UNDECAYED |= {"vectors", "count", "total"}  # moving averages
 """Names of biases, of scales of norms and of single learnt vectors; every other parameter is a weight."""
 FIXED = {"encoder/position"}
@@ -93,7 +96,9 @@ def test_only_weights_decay():
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_weight_decay_reaches_no_bias_norm_or_vector_of_any_model(name):
     experiment = EXPERIMENTS[name]
-    made = experiment.objective.build(experiment.model, experiment.frontend, CharTokenizer(tiny.LETTERS))
+    words = WordTokenizer(tuple(tiny.LETTERS), (1,) * len(tiny.LETTERS))
+    tokenizer = words if isinstance(experiment.model, WordVectorsConfig) else CharTokenizer(tiny.LETTERS)
+    made = experiment.objective.build(experiment.model, experiment.frontend, tokenizer)
     declared = functional.declare(made.make)
     params = jax.tree.map(lambda leaf: jnp.ones((1,) * leaf.ndim), declared.shapes)  # the update is elementwise
     transform = Optimizer(weight_decay=0.1, schedule=WSD(peak=1.0, warmup_steps=0)).build(100, declared.decays)
