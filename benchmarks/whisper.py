@@ -3,8 +3,9 @@
     jax-speechlm import whisper-tiny.en --out runs/whisper-tiny.en
     python benchmarks/whisper.py runs/whisper-tiny.en whisper-tiny.en --set asterisk-en
 
-Needs torch and transformers (the [parity] extra). Both decode greedily, without temperatures, in float32 on the CPU,
-`--rows` windows of 30 s at a time; features, encoder and decoder are all timed, reading audio is not. Each side's times
+Needs torch and transformers (the [parity] extra), and faster-whisper for `--ct2`. All decode greedily, without
+temperatures, in float32 on the CPU, `--rows` windows of 30 s at a time (faster-whisper one); features, encoder and
+decoder are all timed, reading audio is not. Each side's times
 are the median of `--runs` passes, interleaved, after one that compiles or warms up; CPU seconds are of all threads.
 The table has the transcripts that are equal, and each side's WER by Whisper's normaliser of English.
 """
@@ -34,12 +35,15 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--utterances", type=int, help="the first of the set; all by default")
     parser.add_argument("--rows", type=int, default=4)
+    parser.add_argument("--ct2", type=Path, help="the same model for faster-whisper, by ct2-transformers-converter")
     parser.add_argument("--runs", type=int, default=1)
     args = parser.parse_args()
     index = indexes.read_sets(args.data_dir, (args.set,), args.split, 16_000)
     references = index.column("text").to_pylist()[: args.utterances]
     clips = read_clips(index, len(references))
     sides = {"jax_speechlm": ours(args.run), "transformers": theirs(args.folder)}
+    if args.ct2:
+        sides["faster-whisper"] = faster(args.ct2)
     groups = [clips[first : first + args.rows] for first in range(0, len(clips), args.rows)]
     texts, times = {}, {name: [] for name in sides}
     for number in range(args.runs + 1):
@@ -48,7 +52,8 @@ def main() -> None:
             texts[name] = [text for group in groups for text in transcribe(group)]
             if number:
                 times[name].append((time.perf_counter() - start[0], time.process_time() - start[1]))
-    print(f"{sum(a == b for a, b in zip(*texts.values(), strict=True))} of {len(clips)} transcripts are equal")
+    equal = sum(len(set(same)) == 1 for same in zip(*texts.values(), strict=True))
+    print(f"{equal} of {len(clips)} transcripts are equal")
     for reference, *pair in zip(references, *texts.values(), strict=True):
         if len(set(pair)) > 1:
             print(f"  {reference!r}: {pair}")
@@ -101,6 +106,19 @@ def theirs(folder: Path) -> Callable[[list[np.ndarray]], list[str]]:
         with torch.no_grad():
             rows = model.generate(features, do_sample=False, num_beams=1)
         return [tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows]
+
+    return transcribe
+
+
+def faster(folder: Path) -> Callable[[list[np.ndarray]], list[str]]:
+    from faster_whisper import WhisperModel
+
+    model = WhisperModel(str(folder), device="cpu", compute_type="float32")
+    options = {"language": "en", "beam_size": 1, "temperature": 0.0, "without_timestamps": True}
+
+    def transcribe(clips: list[np.ndarray]) -> list[str]:
+        found = [model.transcribe(clip / np.float32(32768), **options)[0] for clip in clips]
+        return [" ".join(segment.text.strip() for segment in segments) for segments in found]
 
     return transcribe
 
