@@ -61,6 +61,13 @@ COMMANDS = {
         "measure the pitch of prepared speech at every frame, for speech synthesis",
         "jax-speechlm pitch asterisk-en --hop 256",
     ),
+    "index-text": Command(
+        "data",
+        "jax_speechlm.apps.question_answering.run:index_text",
+        "index passages of texts by words and, with a text encoder, by meaning, for `ask`",
+        "jax-speechlm index-text notes/*.txt --out indexes/notes    |    index-text --sets foldoc --out indexes/foldoc",
+        extra="apps",
+    ),
     "units": Command(
         "data",
         "jax_speechlm.cli.units:units",
@@ -153,6 +160,13 @@ COMMANDS = {
         "compare a text read aloud with the text, score short answers, and practise what was missed",
         "jax-speechlm tutor read runs/finetune text.txt reading.wav    |    tutor practice Ada --forgot through",
         parses=True,
+        extra="apps",
+    ),
+    "ask": Command(
+        "use",
+        "jax_speechlm.apps.question_answering.run:ask",
+        "answer questions, typed or spoken, from an index of passages or a graph of facts",
+        "jax-speechlm ask indexes/foldoc 'Who invented quicksort?'    |    jax-speechlm ask facts.ttl q.wav --asr runs/asr",
         extra="apps",
     ),
     "synthesize": Command(
