@@ -95,7 +95,7 @@ class AnswerReport(base.Report):
 
     def tables(self) -> Iterator[Table]:
         """Yields a table with a row for each way of asking, and the recognizer's share of the loss."""
-        columns = ("questions", "exact match", "F1", "no answer given", "without an answer", "of these refused")
+        columns = ("answerable", "exact match", "F1", "not answered", "unanswerable", "not answered")
         table = base.new_table("", *columns, title=self.method)
         for each in self.scores:
             table.add_row(

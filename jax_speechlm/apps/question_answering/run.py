@@ -99,7 +99,7 @@ def ask(
         report = evaluate_answers(asked, lambda text: answerer.ask(text).answer, hear, answerer.method)
         report.publish(out or knowledge.with_name(f"{knowledge.stem}-questions"), str(questions))
         return
-    say = None if tts is None else _speaker(Synthesizer.load(tts, vocoder), out)
+    say = None if tts is None else _speaker(tts, vocoder, out)
     print_lines(question, functools.partial(_describe, answerer, hear, say))
 
 
@@ -135,8 +135,9 @@ def _describe(
     return ({} if hear is None else {"file": asked}) | {"question": question} | shown
 
 
-def _speaker(voice: Synthesizer, out: Path | None) -> Callable[[str], None]:
+def _speaker(run: Path, vocoder: str, out: Path | None) -> Callable[[str], None]:
     """Returns what speaks an answer, to a file or the loudspeaker."""
+    voice = Synthesizer.load(run, vocoder)
     player = find_player("speaking", "name a file with --out") if out is None else []
 
     def say(text: str) -> None:
