@@ -166,7 +166,7 @@ COMMANDS = {
         "use",
         "jax_speechlm.apps.question_answering.run:ask",
         "answer questions, typed or spoken, from an index of passages or a graph of facts",
-        "jax-speechlm ask indexes/foldoc 'Who invented quicksort?'    |    jax-speechlm ask facts.ttl q.wav --asr runs/asr",
+        "jax-speechlm ask indexes/foldoc 'Who invented quicksort?'    |    ask facts.ttl question.wav --asr runs/asr",
         extra="apps",
     ),
     "synthesize": Command(

@@ -53,7 +53,11 @@ def facts(folder):
         ("Who has the child Bob?", "Tony Hoare", "Tony Hoare"),
         ("How many child has Tony Hoare?", "2", "2"),
         ("who are the child of tony hoare", "Ann, Bob", "The child of Tony Hoare is Ann, Bob."),
-        ("Who is the author of Gulliver’s Travels?", "Jonathan Swift", "The author of Gulliver's Travels is Jonathan Swift."),
+        (
+            "Who is the author of Gulliver\u2019s Travels?",
+            "Jonathan Swift",
+            "The author of Gulliver's Travels is Jonathan Swift.",
+        ),
         ("who is gulliver's travels's author", "Jonathan Swift", None),
         ("who was the author of nineteen eighty four", "George Orwell", None),
         ("What is quicksort?", "A sorting algorithm that divides and conquers.", None),
@@ -110,7 +114,7 @@ def test_similar_names_are_found_as_far_as_the_threshold_says(folder):
 
 
 INJECTIONS = [
-    'quicksort> ?p ?o } ; DROP ALL ; SELECT ?answer WHERE { ?s ?p ?answer',
+    "quicksort> ?p ?o } ; DROP ALL ; SELECT ?answer WHERE { ?s ?p ?answer",
     '" } INSERT DATA { <urn:a> <urn:b> <urn:c> } #',
     "quicksort . ?answer ?b ?c",
     "<urn:knowledge:Quicksort>",
@@ -134,7 +138,12 @@ def test_nothing_that_is_asked_becomes_part_of_a_query_or_template(folder, injec
         return run(self, query, *args, **options)
 
     monkeypatch.setattr(rdflib.Graph, "query", recorded)
-    for question in (injected, f"who is the inventor of {injected}", f"what is {injected}", f"who {injected} quicksort"):
+    for question in (
+        injected,
+        f"who is the inventor of {injected}",
+        f"what is {injected}",
+        f"who {injected} quicksort",
+    ):
         reply = answers.ask(question)
         assert (reply.answer, reply.say) == (None, "I do not know.")
     assert {id(query) for query in queries} <= {id(template.query) for template in answers.templates}
@@ -185,8 +194,8 @@ def test_templates_of_ones_own(folder, tmp_path):
         ("which river reaches {land}", "which (river reaches {land}", 4, "is no template"),
         ("which river reaches {land}", "<rule> reaches {land}", 4, "is no template"),
         ("which river reaches {land}", "[a] [b] [c] [d] [e] [f] [g] [h] [i] [j] [k] x {land}", 4, "2,000 sentences"),
-        ("sparql:", "query:", 4, "did you mean 'sparql'"),
-        ("questions:", "asked:", 1, "did you mean 'questions'"),
+        ("sparql:", "query:", 4, "has no setting 'query'"),
+        ("questions:", "asked:", 1, "has no setting 'asked'"),
     ],
 )
 def test_errors_of_templates_name_the_line(tmp_path, old, new, line, message, monkeypatch):

@@ -1,5 +1,6 @@
 """Passages, their index by words and meaning, and answers from them."""
 
+import itertools
 import json
 import math
 import shutil
@@ -46,7 +47,7 @@ def test_passages_are_whole_sentences_of_at_most_so_many_words():
     text = "\n".join(sentences)
     passages = list(passages_of(text, "a"))
     assert " ".join(passage.text for passage in passages) == " ".join(text.split())
-    for passage, following in zip(passages, passages[1:], strict=False):
+    for passage, following in itertools.pairwise(passages):
         first = following.text.partition("end.")[0].split()
         assert len(passage.text.split()) <= MOST_WORDS < len(passage.text.split()) + len(first) + 1
         assert passage.text.endswith("end.")
@@ -102,7 +103,9 @@ def test_a_question_finds_its_passage_and_the_answer_cites_it():
     assert answers.ask("Who invented quicksort?") == answers.ask("who invented quicksort")
 
 
-@pytest.mark.parametrize("question", ["", " ", "?!", "who is it", "How heavy is the moon?", "Sorting the moon of Jupiter"])
+@pytest.mark.parametrize(
+    "question", ["", " ", "?!", "who is it", "How heavy is the moon?", "Sorting the moon of Jupiter"]
+)
 def test_what_is_not_known_is_not_answered(question):
     reply = PassageAnswers(PassageIndex.build(PASSAGES)).ask(question)
     assert (reply.answer, reply.say, reply.source) == (None, "I do not know.", "")
@@ -194,7 +197,11 @@ def test_damaged_folders_are_errors_that_name_them(tmp_path, encoder):
             with pytest.raises(DataError, match=folder.name) as caught:
                 PassageIndex.open(folder)
             assert "index-text" in str(caught.value)
-    for content in ("[]", '{"version": 2, "sha256": {}}', '{"version": 1, "sha256": {}, "language": "en", "encoder": null}'):
+    for content in (
+        "[]",
+        '{"version": 2, "sha256": {}}',
+        '{"version": 1, "sha256": {}, "language": "en", "encoder": null}',
+    ):
         folder = tmp_path / f"other-{len(content)}"
         folder.mkdir()
         (folder / "index.json").write_text(content)

@@ -106,16 +106,20 @@ class KnowledgeGraph:
     def _names_of(self, node: Node) -> list[str]:
         if isinstance(node, rdflib.Literal):
             return [str(node)]
-        labels = [str(name) for kind in _NAMES for name in sorted(self.graph.objects(node, kind), key=str)]
+        labels = [str(name) for kind in _NAMES for name in sorted(self.graph.objects(node, kind), key=self._preferred)]
         if labels or not isinstance(node, rdflib.URIRef):
             return labels or [""]
         end = urllib.parse.unquote(re.split(r"[/#:]", str(node).rstrip("/#:"))[-1])
         return [" ".join(_WORD_BORDER.sub(" ", end).split())]
 
+    def _preferred(self, name: Node) -> tuple[bool, str]:
+        """Returns a key that sorts names in other languages last."""
+        return getattr(name, "language", None) not in (None, self.language), str(name)
+
 
 def spoken(text: str, language: str) -> str:
     """Returns the words of a text as of `grammar.normal`, with an English genitive as a word of its own."""
-    return re.sub(r"'s\b", " 's", normal(text.replace("\u2019", "'"), language))
+    return re.sub(r"'s\b", " s", normal(text.replace("\u2019", "'"), language))
 
 
 def _of_csv(path: Path) -> rdflib.Graph:
@@ -141,5 +145,5 @@ def _of_turtle(path: Path) -> rdflib.Graph:
     text = "\n".join(line for _, line in text_lines(path))
     try:
         return rdflib.Graph().parse(data=text, format="turtle")
-    except (SyntaxError, ValueError, RecursionError) as error:
+    except Exception as error:  # rdflib's parser raises IndexError and others of a file that is cut short
         raise DataError(f"{path}: is not Turtle: {' '.join(str(error).split())}") from error

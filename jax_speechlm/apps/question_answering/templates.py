@@ -14,9 +14,9 @@ from typing import Annotated, NamedTuple
 import hassil
 import pydantic
 import rdflib
+from hassil.errors import HassilError
 from hassil.parser import ParseError
 from hassil.sample import sample_expression
-from pyparsing.exceptions import ParseBaseException
 from rdflib.plugins.sparql import prepareQuery
 from rdflib.plugins.sparql.algebra import traverse
 from rdflib.plugins.sparql.sparql import Query
@@ -172,7 +172,7 @@ def _forms(text: str, language: str, file: YamlFile, place: Place) -> Iterator[F
     try:
         expression = hassil.parse_sentence(text, keep_text=True).expression
         sentences = list(itertools.islice(sample_expression(expression, expand_lists=False), _MOST_FORMS))
-    except (ParseError, ValueError, LookupError) as error:
+    except (ParseError, HassilError) as error:
         raise file.error(place, f"{text!r} is no template ({error})") from error
     if len(sentences) == _MOST_FORMS:
         raise file.error(place, f"{text!r} has {_MOST_FORMS:,} sentences or more: write it as several")
@@ -212,9 +212,7 @@ def _parsed(sparql: str, prefixes: dict[str, str], file: YamlFile, place: Place)
     """Parses a query, which must select ?answer from the graph itself."""
     try:
         query = prepareQuery(sparql, initNs=prefixes)
-    except ParseBaseException as error:
-        raise file.error(place, f"is no SPARQL: {error}") from error
-    except Exception as error:  # what rdflib raises of an unknown prefix
+    except Exception as error:  # which rdflib raises of an unknown prefix
         raise file.error(place, f"is no SPARQL: {error}") from error
     kinds: set[str] = set()
     traverse(query.algebra, visitPre=lambda node: kinds.add(str(getattr(node, "name", ""))))
