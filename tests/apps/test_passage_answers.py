@@ -169,8 +169,10 @@ def test_an_encoder_may_move_and_another_one_is_noticed(tmp_path, runs, encoder)
     PassageIndex.build(PASSAGES, encoder=encoder).save(tmp_path / "index")
     shutil.copytree(runs / "encoder", tmp_path / "moved")
     assert PassageIndex.open(tmp_path / "index", tmp_path / "moved").search("cat")
+    write_text_model(tmp_path / "theirs", "distilbert", architecture="DistilBertModel", **SPECIAL["distilbert"])
+    import_run(tmp_path / "theirs", tmp_path / "another")
     with pytest.raises(DataError, match="another encoder"):
-        PassageIndex.open(tmp_path / "index", runs / "reader")
+        PassageIndex.open(tmp_path / "index", tmp_path / "another")
     PassageIndex.build(PASSAGES).save(tmp_path / "words")
     with pytest.raises(DataError, match="without an encoder"):
         PassageIndex.open(tmp_path / "words", runs / "encoder")
