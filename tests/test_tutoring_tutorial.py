@@ -46,6 +46,7 @@ def test_the_tutorial_runs_from_a_reading_to_practice(tmp_path, monkeypatch, cap
     area = json.loads(Path("runs/asr/tutor/prompts-test/report.json").read_text())
     assert area["free"] > 0.9
     assert area["utterances"] == 6
+    assert (area["recorded_correct"], area["replaced_correct"]) == (area["words"] - 6, 0)
     assert json.loads(Path("scorer-report/report.json").read_text())["kappa"] > 0.9
     assert json.loads(printed["score"].splitlines()[0])["score"] == 2
     exported = json.loads(Path("ada.json").read_text())

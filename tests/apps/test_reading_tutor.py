@@ -179,11 +179,12 @@ def test_a_text_that_cannot_be_read_is_named(tmp_path, content):
 
 
 def test_the_area_of_replaced_words():
-    scores = [[(False, -0.1, -0.2), (True, -5.0, -0.1)]] * 40
+    scores = [[(False, -0.1, -0.2, True), (True, -5.0, -0.1, False)]] * 40
     report = report_of(scores, 3, checkpoint="runs/a", sets=("tones",), split="test")
     assert (report.aligned, report.free) == (1.0, 0.0)
     assert report.aligned_interval == (1.0, 1.0)
     assert (report.utterances, report.words, report.skipped) == (40, 80, 3)
+    assert (report.recorded_correct, report.replaced_correct) == (40, 0)
     assert report_of(scores[:2], 0).free_interval is None
     with pytest.raises(DataError, match="no utterance could be scored"):
         report_of([], 3)

@@ -121,12 +121,15 @@ class ReadingTutor:
           DataError: no word of the text has a letter that the recognizer knows.
           AudioError: the recording cannot be read.
         """
+        return self.compare(text, self.posteriors(recording))
+
+    def compare(self, text: str, log_probs: Posteriors) -> Reading:
+        """Compares a text with the log-probabilities of the frames of its recording, as `read`."""
         tokenizer = self.recognizer.tokenizer
         words = text.split()
         forms = [spoken_form(tokenizer, word) for word in words]
         if not any(forms):
             raise DataError("the text is empty, or has no letter that the recognizer knows")
-        log_probs = self.posteriors(recording)
         (ids,) = collapse(log_probs.argmax(-1)[None])
         heard = [form for word in tokenizer.decode(ids).split() if (form := spoken_form(tokenizer, word))]
         judged = [place for place, form in enumerate(forms) if form]

@@ -15,8 +15,8 @@ from jax_speechlm.evaluation.resampling import MIN_UTTERANCES, interval
 _FEWEST_WORDS = 2  # of an utterance, so that a word beside the replaced one is as in the recording
 _RESAMPLES = 1000
 
-Scores = list[tuple[bool, float, float]]
-"""Of each word of an utterance: whether it was replaced, its score by alignment, and without."""
+Scores = list[tuple[bool, float, float, bool]]
+"""Of each word: whether it was replaced, its score by alignment, its score without, whether it was called correct."""
 
 
 class ReplacedWordReport(base.SetReport):
@@ -27,6 +27,7 @@ class ReplacedWordReport(base.SetReport):
       skipped: utterances with too few words, or too few frames for the changed text.
       aligned, free: the areas, by alignment and without; 0.5 is chance.
       aligned_interval, free_interval: of 95 %, by bootstrap over utterances; None for too few.
+      recorded_correct, replaced_correct: how many words as recorded, and how many replaced ones, are called correct.
     """
 
     utterances: int
@@ -36,9 +37,11 @@ class ReplacedWordReport(base.SetReport):
     free: float
     aligned_interval: tuple[float, float] | None
     free_interval: tuple[float, float] | None
+    recorded_correct: int
+    replaced_correct: int
 
     def tables(self) -> Iterator[Table]:
-        """Yields both areas."""
+        """Yields both areas, and how many words are called correct."""
         table = base.new_table("score", "area under the ROC curve [95 %]", title=self.title)
         for name, area, bounds in (
             ("by alignment", self.aligned, self.aligned_interval),
@@ -50,6 +53,10 @@ class ReplacedWordReport(base.SetReport):
             f"{self.skipped:,} left out. Not judged by people."
         )
         yield table
+        verdicts = base.new_table("words", "called correct")
+        verdicts.add_row("as recorded", f"{self.recorded_correct:,} of {self.words - self.utterances:,}")
+        verdicts.add_row("replaced", f"{self.replaced_correct:,} of {self.utterances:,}")
+        yield verdicts
 
 
 def measure_replaced_words(tutor: ReadingTutor, speech: EvaluationSpeech) -> tuple[list[Scores], int]:
@@ -82,7 +89,13 @@ def measure_replaced_words(tutor: ReadingTutor, speech: EvaluationSpeech) -> tup
         if any(word.free is None for word in scored):
             skipped += 1
             continue
-        scores.append([(number == place, word.aligned, word.free) for number, word in enumerate(scored)])
+        verdicts = [word.verdict for word in tutor.compare(" ".join(words), log_probs).words if word.word]
+        scores.append(
+            [
+                (number == place, word.aligned, word.free, verdict == "correct")
+                for number, (word, verdict) in enumerate(zip(scored, verdicts, strict=True))
+            ]
+        )
     return scores, skipped
 
 
@@ -109,6 +122,8 @@ def report_of(scores: Sequence[Scores], skipped: int, **about) -> ReplacedWordRe
         free=free,
         aligned_interval=bounds[0],
         free_interval=bounds[1],
+        recorded_correct=int(np.sum((all_words[:, 0] == 0) & (all_words[:, 3] == 1))),
+        replaced_correct=int(np.sum((all_words[:, 0] == 1) & (all_words[:, 3] == 1))),
         **about,
     )
 
