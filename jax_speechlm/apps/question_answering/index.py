@@ -7,6 +7,7 @@ bm25s writes it, and with an encoder `vectors.npy`: float32 of unit length [pass
 import dataclasses
 import functools
 import json
+import logging
 import math
 import os
 import re
@@ -31,6 +32,7 @@ _DEPTH = 100  # best passages of each ranking that are fused
 _RANK_OFFSET = 60  # k of reciprocal rank fusion
 _ALIKE = 0.99  # cosine of a vector to that of the same text by the same encoder, on whatever device
 _WORD = re.compile(r"\w+")
+logging.getLogger("bm25s").setLevel(logging.WARNING)  # bm25s itself sets it to DEBUG
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
