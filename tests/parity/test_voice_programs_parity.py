@@ -44,7 +44,7 @@ def test_text_to_samples_in_onnxruntime(tmp_path):
     assert record["programs"] == {"voice_12.onnx": 12, "voice_40.onnx": 40}
     assert record["check"]["sentences"] == 2
     assert record["check"]["frames"] > 20
-    run_docs("num_samples", out, "a stitch", tmp_path / "said.wav")
+    run_docs('["samples", "num_samples"]', out, "a stitch", tmp_path / "said.wav")
     samples, rate = soundfile.read(tmp_path / "said.wav")
     (expected,) = Synthesizer.load(tmp_path / "voice", tmp_path / "vocoder").synthesize("a stitch")
     assert rate == expected.sample_rate

@@ -7,6 +7,7 @@ import pytest
 
 from jax_speechlm.core.batch import example_keys
 from jax_speechlm.core.segments import Segments
+from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.layers import fold_in, split_keys
 from jax_speechlm.objectives.masking import Views, masked_places
@@ -16,10 +17,11 @@ from jax_speechlm.objectives.ssl.wav2vec2 import Wav2Vec2
 pytestmark = pytest.mark.parity
 CONFIG = Wav2Vec2(groups=2, codes=20, code_dim=16, negatives=10, diversity_weight=0.3)
 BATCH, TIME, DIM, MASKED = 3, 30, 12, 14
+ENCODER = ConformerConfig(input_dim=DIM, dim=DIM, num_layers=1, num_heads=2)
 
 
 def make(rngs):
-    return Contrast(CONFIG, DIM, rngs=rngs)
+    return Contrast(CONFIG, ENCODER, rngs=rngs)
 
 
 @pytest.fixture
@@ -74,7 +76,7 @@ def test_losses_and_gradients_equal_hugging_faces(reference, monkeypatch, temper
 
     def ours(params, hidden, target):
         segments, keys_BxN = Segments.of(jnp.full(BATCH, TIME)), keys_B[:, None]
-        views = Views(target, target, segments, jnp.asarray(mask), keys_BxN, keys_BxN, None)
+        views = Views(target, target, segments, segments, jnp.asarray(mask), keys_BxN, keys_BxN, None)
         inside = jnp.ones((BATCH, TIME))
         masked, probed = Frames(places, jnp.ones((BATCH, MASKED))), Frames(places[:, :1], jnp.zeros((BATCH, 1)))
         encoded = Encoded(views, {}, target, masked, probed, inside)
