@@ -1,4 +1,4 @@
-"""Dialogues declared in a YAML file: what is said, what is asked for, and what follows what."""
+"""The declaration of a dialogue in YAML: its nodes, their prompts and slots, and the order of nodes."""
 
 import dataclasses
 import functools
@@ -56,7 +56,7 @@ class Node(Config):
     """A state of the dialogue: a form, a menu, or something said.
 
     Attributes:
-      say: what is said on arrival.
+      say: prompt on arrival.
       intent: of a form: the grammar's intent whose slots it collects.
       sentences: of a form: further sentences for its intent, such as answers to its question.
       slots: of a form: the slots, asked for in this order.
@@ -92,11 +92,11 @@ class Node(Config):
 
 
 class Timeout(Config):
-    """What happens when nothing is said.
+    """Reaction to silence.
 
     Attributes:
       seconds: of silence.
-      say: what is said then, before the question is repeated.
+      say: prompt before the question is repeated.
       most: times in a row after which the dialogue ends.
     """
 
@@ -106,12 +106,12 @@ class Timeout(Config):
 
 
 class Misunderstood(Config):
-    """What happens when something is said that is not expected.
+    """Reaction to a turn outside the grammar.
 
     Attributes:
-      say: what is said then, before the question is repeated.
+      say: prompt before the question is repeated.
       most: times in a row after which the dialogue ends.
-      end: what is said then.
+      end: last prompt.
     """
 
     say: str = "Sorry, I did not understand."

@@ -1,4 +1,4 @@
-"""The state of one conversation: what is asked, what has been said, what follows."""
+"""The state of one conversation: the present node, its slots, and the next prompt."""
 
 import dataclasses
 import functools
@@ -46,7 +46,7 @@ class Session:
         self.is_over, self.done = False, list[Done]()
 
     def start(self) -> str:
-        """Returns what is said first."""
+        """Returns the first prompt."""
         return self._arrive(self.script.declared.start)
 
     @property
