@@ -119,8 +119,7 @@ def _of_commands() -> str:
         for name, command in COMMANDS.items():
             if command.group == group:
                 summary = command.summary[0].upper() + command.summary[1:]
-                example = command.example.replace("    |    ", "\n")
-                rows += f"\n### {name}\n\n{summary}.\n\n```\n{example}\n```\n"
+                rows += f"\n### {name}\n\n{summary}.\n\n```\n{command.example}\n```\n"
     return "# Commands\n\n`jax-speechlm COMMAND --help` explains every option.\n" + rows
 
 

@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return exit_status.WRONG_COMMAND_LINE
     status = 0
     try:
-        status = _until_closed(lambda: _run(command, argv[1:], prog=f"jax-speechlm {argv[0]}"))
+        status = _until_closed(lambda: _run_or_explain(command, argv[1:], prog=f"jax-speechlm {argv[0]}"))
     except UnicodeError as error:
         print(
             f"error: text that is not UTF-8, in an argument or in a file ({error}): convert it first", file=sys.stderr
@@ -53,6 +53,17 @@ def _until_closed(function: Callable[[], int | None]) -> int | None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _run_or_explain(command: Command, argv: Sequence[str], prog: str) -> int | None:
+    """Runs a command; where its help is asked for, the command's example follows it."""
+    try:
+        return _run(command, argv, prog)
+    except SystemExit as ended:
+        own = argv[: argv.index("--")] if "--" in argv else argv
+        if ended.code == 0 and {"-h", "--help"} & set(own):
+            print("example:", *command.example.splitlines(), sep="\n  ", flush=True)
+        raise
 
 
 def _run(command: Command, argv: Sequence[str], prog: str) -> int | None:
@@ -81,7 +92,7 @@ def _help() -> str:
         rows.append(f"\n{heading}:")
         for name, command in COMMANDS.items():
             if command.group == group:
-                rows.append(f"  {name:<16} {command.summary}\n  {'':<16}   $ {command.example}")
+                rows.append(f"  {name:<16} {command.summary}\n  {'':<16}   $ {command.example.splitlines()[0]}")
     return (
         "jax-speechlm: pretrain, finetune and evaluate speech models in JAX\n\nusage: jax-speechlm COMMAND ...\n"
         + "\n".join(rows)

@@ -10,7 +10,7 @@ class Command(NamedTuple):
       group: its place in the list of commands, one of `GROUPS`.
       run: its function as "module:name", imported when the command is called.
       summary: one line of help.
-      example: one or two command lines.
+      example: command lines that close its help; the list of commands has the first.
       config: the default of --config, for functions of an experiment.
       parses: whether the function takes (argv, prog); otherwise tyro parses the command line into its arguments.
       extra: the extra of the package that the function needs.
@@ -40,7 +40,7 @@ COMMANDS = {
         "data",
         "data_pipelines.prepare.job:main",
         "fetch or read speech and write it as a data set",
-        "jax-speechlm prepare asterisk-en queen-en    |    jax-speechlm prepare --manifest my.jsonl",
+        "jax-speechlm prepare asterisk-en queen-en\njax-speechlm prepare --manifest my.jsonl",
         parses=True,
     ),
     "train-tokenizer": Command(
@@ -65,7 +65,8 @@ COMMANDS = {
         "data",
         "jax_speechlm.apps.question_answering.run:index_text",
         "index passages of texts by words and, with a text encoder, by meaning, for `ask`",
-        "jax-speechlm index-text notes/*.txt --out indexes/notes    |    index-text --sets foldoc --out indexes/foldoc",
+        "jax-speechlm index-text notes/*.txt --out indexes/notes\n"
+        "jax-speechlm index-text --sets foldoc --out indexes/foldoc",
         extra="apps",
     ),
     "units": Command(
@@ -120,7 +121,8 @@ COMMANDS = {
         "train",
         "jax_speechlm.compression.average:average_runs",
         "average checkpoints of one run, or of several, into one",
-        "jax-speechlm average runs/finetune --last 5 --out runs/average    |    average runs/a runs/b --out runs/soup",
+        "jax-speechlm average runs/finetune --last 2 --out runs/average\n"
+        "jax-speechlm average runs/a runs/b --out runs/soup",
     ),
     "quantize": Command(
         "train",
@@ -144,21 +146,21 @@ COMMANDS = {
         "use",
         "jax_speechlm.serving.run:serve_run",
         "answer requests for transcripts and speech over HTTP, in OpenAI's form, and show a page to try runs on",
-        "jax-speechlm serve runs/finetune --port 8000    |    jax-speechlm serve runs/finetune runs/voice",
+        "jax-speechlm serve runs/finetune --port 8000\njax-speechlm serve runs/finetune runs/voice",
         extra="serve",
     ),
     "chat": Command(
         "use",
         "jax_speechlm.apps.dialogue.run:chat",
         "hold a dialogue that a YAML file declares, typed or spoken",
-        "jax-speechlm chat coffee    |    jax-speechlm chat coffee --asr runs/finetune --tts runs/voice --microphone",
+        "jax-speechlm chat coffee\njax-speechlm chat coffee --asr runs/finetune --tts runs/voice --microphone",
         extra="apps",
     ),
     "tutor": Command(
         "use",
         "jax_speechlm.apps.tutoring.run:tutor",
         "compare a text read aloud with the text, score short answers, and practise what was missed",
-        "jax-speechlm tutor read runs/finetune text.txt reading.wav    |    tutor practice Ada --forgot through",
+        "jax-speechlm tutor read runs/finetune text.txt reading.wav\njax-speechlm tutor practice Ada --forgot through",
         parses=True,
         extra="apps",
     ),
@@ -166,7 +168,8 @@ COMMANDS = {
         "use",
         "jax_speechlm.apps.question_answering.run:ask",
         "answer questions, typed or spoken, from an index of passages or a graph of facts",
-        "jax-speechlm ask indexes/foldoc 'Who invented quicksort?'    |    ask facts.ttl question.wav --asr runs/asr",
+        "jax-speechlm ask indexes/foldoc 'Who invented quicksort?'\n"
+        "jax-speechlm ask facts.ttl question.wav --asr runs/asr",
         extra="apps",
     ),
     "synthesize": Command(
@@ -185,13 +188,13 @@ COMMANDS = {
         "use",
         "jax_speechlm.inference.enhance:enhance_files",
         "remove noise and hum from recordings, set their loudness and tempo",
-        "jax-speechlm enhance in.wav out.wav --method wiener    |    jax-speechlm enhance in/ out/ --loudness -23",
+        "jax-speechlm enhance in.wav out.wav --method wiener\njax-speechlm enhance in/ out/ --loudness -23",
     ),
     "classify": Command(
         "use",
         "jax_speechlm.cli.by_task:run",
         "classify audio files or texts, or find entities in texts",
-        "jax-speechlm classify runs/digits *.wav    |    jax-speechlm classify runs/sources 'In the beginning'",
+        "jax-speechlm classify runs/digits *.wav\njax-speechlm classify runs/sources 'In the beginning'",
         parses=True,
     ),
     "intent": Command(
@@ -225,14 +228,15 @@ COMMANDS = {
         "use",
         "jax_speechlm.cli.by_task:run",
         "write an encoder's vectors of audio files, one per file or frame, or of texts",
-        "jax-speechlm embed runs/pretrain *.wav --out vectors.npz    |    embed runs/minilm 'a text' --out vectors.npz",
+        "jax-speechlm embed runs/pretrain *.wav --out vectors.npz\n"
+        "jax-speechlm embed runs/minilm 'a text' --out vectors.npz",
         parses=True,
     ),
     "words": Command(
         "use",
         "jax_speechlm.cli.words:words",
         "find the nearest words, similarities and analogies by vectors of words",
-        "jax-speechlm words nearest runs/skip_gram king    |    words analogy runs/skip_gram man king woman",
+        "jax-speechlm words nearest runs/skip_gram king\njax-speechlm words analogy runs/skip_gram man king woman",
         parses=True,
     ),
     "segment": Command(
@@ -245,7 +249,8 @@ COMMANDS = {
         "use",
         "jax_speechlm.cli.by_task:run",
         "find the times of the words of known transcripts, or with a voice the durations of their tokens",
-        "jax-speechlm align runs/finetune --sets asterisk-en --format ctm    |    align runs/voice --sets asterisk-en",
+        "jax-speechlm align runs/finetune --sets asterisk-en --format ctm\n"
+        "jax-speechlm align runs/voice --sets asterisk-en",
         parses=True,
     ),
     "explain": Command(
@@ -271,7 +276,7 @@ COMMANDS = {
         "measure",
         "jax_speechlm.cli.by_task:run",
         "ask a language model which of a minimal pair is the good one: of sentences (BLiMP), or recordings (sWUGGY)",
-        "jax-speechlm score-pairs runs/lm blimp/*.jsonl    |    jax-speechlm score-pairs runs/units lexical/dev",
+        "jax-speechlm score-pairs runs/lm blimp/*.jsonl\njax-speechlm score-pairs runs/units lexical/dev",
         parses=True,
     ),
     "few-shot": Command(
