@@ -27,6 +27,11 @@ class MixturePlan:
     def _interleaving(self) -> Interleaving:
         return Interleaving(self.quotas, self.seed)
 
+    @property
+    def batch_sizes(self) -> set[int]:
+        """Rows of its global batches."""
+        return set().union(*(plan.batch_sizes for plan in self.plans))
+
     def taken(self, step: int) -> tuple[int, ...]:
         """Returns the number of steps before `step` that each stream took."""
         return self._interleaving.taken(step)

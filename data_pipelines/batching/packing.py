@@ -86,6 +86,11 @@ class TextPlan:
         return np.cumsum([0] + [packing.num_rows for packing in self.packings])
 
     @property
+    def batch_sizes(self) -> set[int]:
+        """Rows of its global batches."""
+        return {self.sequences_per_batch}
+
+    @property
     def num_rows(self) -> int:
         """Rows of one pass over all pieces."""
         return int(self._first_id[-1])

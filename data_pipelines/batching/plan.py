@@ -119,6 +119,11 @@ class SpeechPlan(abc.ABC):
         return len(self.items) + sum(self.dropped.values())
 
     @property
+    def batch_sizes(self) -> set[int]:
+        """Rows of its global batches."""
+        return {bucket.batch_size for bucket in self.buckets}
+
+    @property
     @abc.abstractmethod
     def steps_per_epoch(self) -> int:
         """Steps of one pass over all items."""

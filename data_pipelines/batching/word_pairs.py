@@ -95,6 +95,11 @@ class WordPairPlan:
             raise ValueError("no two words of these texts co-occur: prepare longer texts, or lower --min-count")
 
     @property
+    def batch_sizes(self) -> set[int]:
+        """Rows of its global batches."""
+        return {self.sequences_per_batch}
+
+    @property
     def pairs_per_batch(self) -> int:
         """Pairs of a global batch."""
         return self.context * self.sequences_per_batch

@@ -1,6 +1,6 @@
 """The device mesh and the table from logical axis names to mesh axes, from which all shardings derive."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import gcd, prod
 
 import jax
@@ -151,6 +151,21 @@ def param_shardings(mesh: Mesh, axes: Tree, shapes: Tree) -> Tree:
 def replicated(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def require_whole_shards(mesh: Mesh, batch_sizes: Iterable[int]) -> None:
+    """Checks that batches of these numbers of rows divide among the data shards of a mesh.
+
+    Raises:
+      ValueError: one does not; the message gives the remedy.
+    """
+    shards = prod(mesh.shape[axis] for axis in BATCH_AXES)
+    for rows in batch_sizes:
+        if rows % shards:
+            raise ValueError(
+                f"a batch of {rows} rows does not divide among the {shards} data shards of the mesh: set "
+                f"--data.batch-multiple {shards} for speech, or a multiple of {shards} rows per batch for text"
+            )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -166,11 +166,7 @@ class Compiler:
           ValueError: the rows do not divide among the devices.
           CompilerError: the compiler failed for another reason than memory.
         """
-        spread = math.prod(self.mesh.shape[axis] for axis in meshes.BATCH_AXES)
-        if shape.rows % spread:
-            raise ValueError(
-                f"{shape.rows} rows of a batch do not divide among {spread} data shards: set data.batch_multiple to it"
-            )
+        meshes.require_whole_shards(self.mesh, [shape.rows])
         lowered = self.lower(shape)
         name = compiled.fingerprint(lowered, list(self.mesh.devices.flat), self.trainer.compiler_options)
         result = compiled.recall(name)

@@ -116,6 +116,8 @@ def train(
     warnings = concerns(experiment, source)
     objective = experiment.build(source.tokenizer)
     mesh = meshes.make_mesh(experiment.mesh)
+    for plan in filter(None, (source.plan, source.dev_plan)):
+        meshes.require_whole_shards(mesh, plan.batch_sizes)
     loop, privacy = experiment.loop, experiment.optimizer.privacy
     meta = {"experiment": experiment.model_dump(mode="json"), "tokenizer": tokenizer_files(source.tokenizer)}
     meta |= {"plan": source.plan.fingerprint} | source.fingerprints()

@@ -1,5 +1,6 @@
 """Names become placements by one table."""
 
+import dataclasses
 import importlib.util
 from unittest import mock
 
@@ -12,6 +13,8 @@ from jax_speechlm.parallel import mesh as meshes
 from jax_speechlm.parallel.chips import topology
 from jax_speechlm.parallel.mesh import MeshShape, make_mesh, partition_spec, shard_batch
 from jax_speechlm.planning.ahead_of_time import devices_of
+from jax_speechlm.training.loop import train
+from tests.training import tiny
 
 
 def test_data_takes_the_devices_that_are_left():
@@ -123,3 +126,21 @@ def test_rows_are_spread_and_nothing_is_lost():
     sharded = shard_batch(mesh, {"audio": rows})["audio"]
     assert sharded.addressable_shards[0].data.shape == (2, 3)
     assert np.array_equal(jax.device_get(sharded), rows)
+
+
+def test_rows_that_do_not_divide_are_refused_before_training(tmp_path):
+    """Those of validation too, whose first batch would come after many steps."""
+    experiment = tiny.experiment("ctc")
+    source = tiny.source(experiment)
+    odd = dataclasses.replace(source.dev_plan.buckets[0], batch_size=12)
+    spoiled = dataclasses.replace(source, dev_plan=dataclasses.replace(source.dev_plan, buckets=(odd,)))
+    with pytest.raises(ValueError, match=r"a batch of 12 rows does not divide among the 8 data shards.*-multiple 8"):
+        train(experiment, tmp_path / "run", spoiled)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("objective", ["ctc", "joint"])
+def test_plans_know_their_batch_sizes(objective):
+    source = tiny.source(tiny.experiment(objective))
+    rows = {len(next(iter(batch.values()))) for batch in source.batches(0, 12)}
+    assert rows <= source.plan.batch_sizes

@@ -221,7 +221,7 @@ def test_speech_is_planned_by_buckets(virtual):
 
 def test_rows_that_do_not_divide_are_an_error(virtual):
     data = small_lm().data.replace(tokens_per_batch=12 * 128)
-    with pytest.raises(ValueError, match="12 rows of a batch do not divide among 8"):
+    with pytest.raises(ValueError, match="a batch of 12 rows does not divide among the 8"):
         make_plan(small_lm(data=data), virtual)
 
 
