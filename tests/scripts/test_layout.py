@@ -23,6 +23,13 @@ def test_the_drawing_of_packed_rows_is_of_the_present_plans():
     )
 
 
+def test_the_drawings_of_concepts_are_what_their_script_draws():
+    for figure in runpy.run_path(str(DOCS / "draw_concepts.py"))["FIGURES"]:
+        assert figure() == (DOCS / "concepts" / f"{figure.__name__}.svg").read_text(), (
+            "after a change on purpose: python docs/draw_concepts.py"
+        )
+
+
 def test_the_tables_of_batches_are_the_schema():
     page = (DOCS / "architecture.md").read_text()
     assert fields.table(fields.every_field()) in page
