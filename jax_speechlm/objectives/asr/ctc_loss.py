@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from data_pipelines.core.tokenizer import BLANK
 from jax_speechlm.core.segments import Segments
+from jax_speechlm.parallel.mesh import shard_batch_dim
 
 _IMPOSSIBLE = -1e30  # logarithm of probability 0; finite, so that no difference of two is NaN
 
@@ -184,7 +185,7 @@ def _backward(saved, gradient_BxT):
         return (from_blank, from_token, weight), (posterior, weight - posterior.sum(-1))
 
     by_time = jax.tree.map(_time_first, (blank_BxT, token_BxTxU, last_BxT, repeats_BxTxU, length_BxT))
-    frames = (*by_time, in_blank_TxBxU, in_token_TxBxU, gradient_BxT.T)
+    frames = (*by_time, in_blank_TxBxU, in_token_TxBxU, _time_first(gradient_BxT))
     start = no_blank, no_token, jnp.zeros_like(blank_BxT[:, 0])
     _, (token_TxBxU, blank_TxB) = jax.lax.scan(step, start, frames, reverse=True)
     return blank_TxB.T, jnp.moveaxis(token_TxBxU, 0, 1), None, None, None
@@ -217,7 +218,8 @@ def _shift(in_token):
 
 
 def _time_first(x):
-    return jnp.moveaxis(x, 1, 0)
+    """Returns [T, B, ...] with all of time on a row's devices: sharded, every step of a scan would gather its frame."""
+    return jnp.moveaxis(shard_batch_dim(x), 1, 0)
 
 
 def _log_add(one, two):

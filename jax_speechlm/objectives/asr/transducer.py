@@ -101,6 +101,7 @@ class Transducer(ObjectiveConfig):
     def score(self, module: TransducerModel, output: "TransducerOutput", batch: Batch) -> Metrics:
         """Computes the loss and its parts, weighted by the number of targets."""
         batch, hidden_BxTxD, predictor_BxNxLxJ = by_utterance(batch), output.hidden, output.predictor
+        hidden_BxTxD = meshes.shard_batch_dim(hidden_BxTxD)  # whole in time: the loss scans over parts of it
         targets = output.segments.segment(hidden_BxTxD.shape[1]), batch["tokens"], batch["token_length"]
         loss_BxN, feasible_BxN = packed_transducer_loss(
             module.project(hidden_BxTxD),
