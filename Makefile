@@ -22,7 +22,7 @@ QUICK := $(addprefix tests/data_pipelines/,batching core storage text tokenizers
 .PHONY: help docs demo demo-tts test test-slow test-parity test-quick test-portable test-newest lint format golden clean
 
 help:
-	@echo "make demo         fetch speech and text, pretrain, finetune, evaluate: one table at the end (20 to 35 minutes on 2 cores)"
+	@echo "make demo         fetch speech and text, pretrain, finetune, evaluate, export: a page at the end (15 minutes on 2 cores)"
 	@echo "make demo-tts     fetch speech of one voice, train a small voice, synthesise, judge it (sized for 10 minutes on 2 idle cores)"
 	@echo "make test         set up and run the tests (20 to 35 minutes on 2 cores)"
 	@echo "make test-slow    a soak of twenty kills, four processes, the largest plan by the real TPU compiler"
@@ -41,7 +41,8 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --editable .
-	@$(BIN)/pip install --quiet --editable '.[ngram]' || echo "kenlm was not built, so n-gram models are left out: apt-get install g++, then remove $(VENV)/.installed"
+	@if command -v c++ > /dev/null; then $(BIN)/pip install --quiet --editable '.[ngram]'; else false; fi \
+		|| echo "kenlm was not built, so n-gram models are left out: apt-get install g++, then remove $(VENV)/.installed"
 	@touch $@
 
 $(VENV)/.tests: $(VENV)/.installed

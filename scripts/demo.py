@@ -1,36 +1,49 @@
-"""The whole pipeline from raw speech and text to a WER table, on real data: `make demo`.
+"""From raw speech to a recognizer and a page about it, on real data: `make demo`.
 
-Fetches asterisk-en (24 minutes of studio prompts), queen-en (4.4 hours of acted dialogue) and text-en (14 MB of prose),
-pretrains a small conformer on the audio of both sets, finetunes it on the transcripts of asterisk-en, repeats the
-finetuning without pretraining, continues with one encoder for audio, prose and transcripts jointly, and trains a
-character language model and an n-gram. Everything is evaluated on the test split, which nothing else uses: greedy, and
-decoding with either language model, whose weights are tuned on dev. At last the recognizer is exported for Hugging
-Face's transformers, and the export is checked.
+Fetches asterisk-en (24 minutes of studio prompts) and queen-en (4.4 hours of acted dialogue), pretrains a small
+conformer on audio alone, finetunes it on transcripts, estimates a character n-gram of the transcripts, measures word
+error rates on the test split, which nothing else uses, and exports the recognizer for Hugging Face's transformers. At
+the end stands one page, `index.html`, with what there is to see and hear. Steps are counted, not timed: the same seed
+on the same machine gives the same model.
 """
 
+import contextlib
 import importlib.util
+import io
 import os
 import sys
 import time
+import webbrowser
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # hides TensorFlow's messages at import
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # unused here; it prints a message
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+import soundfile
 import tyro
+from demo_page import Alignment, Clip, Curve, Demo, Step, as_html
 from rich.console import Console
 from rich.table import Table
 
-from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE as SAMPLE_RATE
 from data_pipelines.core.errors import DataError
 from data_pipelines.prepare.job import prepare
+from data_pipelines.prepare.report import PreparationReport
 from data_pipelines.storage.index import read_index
 from data_pipelines.storage.records import RecordReader
-from data_pipelines.text.cleaning import Cleaning
+from jax_speechlm.decoding.ctc.posteriors import Frames, path_spans
+from jax_speechlm.decoding.lm.ngram import SPACE
 from jax_speechlm.decoding.lm.train_ngram import train_ngram
 from jax_speechlm.evaluation.recognition import evaluate_run
+from jax_speechlm.evaluation.report import EvaluationReport
+from jax_speechlm.frontend.frontend import features
+from jax_speechlm.inference.asr.align import align_utterances
 from jax_speechlm.inference.asr.ctc import Recognizer
 from jax_speechlm.inference.asr.decoder import Decoding
+from jax_speechlm.inference.segmentation import in_batches
 from jax_speechlm.interop.folders import ExportError
 from jax_speechlm.interop.hf.export import write_checked
 from jax_speechlm.parallel.platforms import cache_compilations
@@ -38,103 +51,135 @@ from jax_speechlm.recipes import registry
 from jax_speechlm.recipes.experiment import Experiment, InitFrom
 from jax_speechlm.training.checkpoints import CheckpointError
 from jax_speechlm.training.loop import Result, TrainingStopped, train
-from jax_speechlm.training.runs import LoadedRun
 
-SETS = ("asterisk-en", "queen-en")
-TEXT_SET = "spoken-en"
-TEST_SET = "asterisk-en"
-# Prose in spoken form, a sentence a document, without sentences of the speech sets' dev and test splits.
-SPOKEN = Cleaning(steps=("unicode", "sentences", "spoken", "exact"), held_out=SETS)
+_CLIPS = 6  # on the page
+_SECONDS = 2.0, 6.0  # of a clip on the page, if the set has such
+_ORDER = 6  # of the n-gram of characters
 
 
-def main(data_dir: Path = Path("data"), run_dir: Path = Path("runs/demo"), seed: int = 0) -> None:
+def main(
+    data_dir: Path = Path("data"),
+    run_dir: Path = Path("runs/demo"),
+    sets: tuple[str, ...] = ("asterisk-en", "queen-en"),
+    pretrain: str = "demo/pretrain",
+    finetune: str = "demo/finetune",
+    seed: int = 0,
+) -> None:
     """Runs all stages.
 
     Args:
       data_dir: prepared data.
-      run_dir: folder of the runs.
-      seed: of every run.
+      run_dir: folder of the runs and of the page.
+      sets: sets of speech, prepared already or such as `prepare` fetches; the first one's test split is the test.
+      pretrain, finetune: recipes, or .py files.
+      seed: of both runs.
     """
     cache_compilations()
-
     console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
-    table = Table(title="jax_speechlm demo", title_justify="left")
-    for column in ("stage", "minutes", "seen", "dev loss", "test WER [95 %]", "test CER [95 %]"):
-        table.add_column(column, justify="left" if column == "stage" else "right")
+    stages, began, test_set = Stages(console), time.perf_counter(), sets[0]
 
-    def experiment(name: str, start: tuple[InitFrom, ...] = (), **data_changes: str) -> Experiment:
-        loaded = registry.load(name)
-        data = loaded.data.replace(data_dir=str(data_dir), **data_changes)
-        return loaded.replace(data=data, seed=seed, init_from=start)
+    def experiment(name: str, start: tuple[InitFrom, ...] = ()) -> Experiment:
+        recipe = registry.load(name)
+        return recipe.replace(data=recipe.data.replace(data_dir=str(data_dir)), seed=seed, init_from=start)
 
-    began = time.perf_counter()
-    console.rule("prepare")
-    reports = [prepare(name, data_dir=data_dir) for name in SETS]
-    reports.append(prepare(TEXT_SET, debian="text-en", cleaning=SPOKEN, data_dir=data_dir))
-    for report in reports:
-        report.print(console)
-    hours = sum(report.hours for report in reports[:-1])
-    table.add_row("prepare", _minutes(began), f"{hours:.2f} h", "", "", "")
+    with stages.stage("prepare speech") as done:
+        for name in sets:
+            report = prepared(data_dir, name)
+            report.print(console)
+            done(f"{name}: {report.hours:.2f} h")
 
-    console.rule("pretrain on audio alone (BEST-RQ)")
-    result = finish(experiment("demo/pretrain"), run_dir / "pretrain")
-    table.add_row("pretrain", f"{result.minutes:.1f}", result.seen, f"{result.dev['loss']:.3f}", "", "")
+    pretrained, finetuned = run_dir / "pretrain", run_dir / "finetune"
+    with stages.stage("pretrain on audio alone (BEST-RQ)") as done:
+        done(finish(experiment(pretrain), pretrained).seen)
+    with stages.stage("finetune on transcripts (CTC)") as done:
+        done(finish(experiment(finetune, (InitFrom(checkpoint=str(pretrained)),)), finetuned).seen)
 
-    finetuned, pretrained = run_dir / "finetune", (InitFrom(checkpoint=str(run_dir / "pretrain")),)
-    both = (
-        InitFrom(checkpoint=str(run_dir / "pretrain"), groups=("quantizer", "codes=head")),
-        InitFrom(checkpoint=str(finetuned), groups=("encoder", "head")),
-    )
-    for folder, title, chosen in (
-        (run_dir / "scratch", "finetune, not pretrained", experiment("demo/finetune")),
-        (finetuned, "finetune, pretrained", experiment("demo/finetune", pretrained)),
-        (run_dir / "joint", "  then jointly", experiment("demo/joint", both, tokenizer=str(finetuned))),
-    ):
-        console.rule(title.strip())
-        result = finish(chosen, folder)
-        report = evaluate_run(folder, (TEST_SET,), data_dir=data_dir)
-        figures = f"{result.minutes:.1f}", result.seen, f"{result.dev['loss']:.3f}"
-        table.add_row(title, *figures, str(report.wer), str(report.cer))
-
-    console.rule("train language models on text and transcripts")
-    result = finish(experiment("demo/lm", tokenizer=str(finetuned)), run_dir / "lm")
-    table.add_row("language model", f"{result.minutes:.1f}", result.seen, f"{result.dev['loss']:.3f}", "", "")
-    lm, ngram = run_dir / "lm", run_dir / "characters-6.arpa"
-    decodings = {"  + ranked by the language model": Decoding(rescore=lm)}
+    reports: dict[str, EvaluationReport] = {}
+    with stages.stage("evaluate") as done:
+        reports["greedy"] = evaluate_run(finetuned, (test_set,), data_dir=data_dir)
+        done(f"WER {reports['greedy'].wer}")
     if importlib.util.find_spec("kenlm"):
-        ngram_began = time.perf_counter()
-        train_ngram(ngram, (TEXT_SET, *SETS), order=6, unit="char", data_dir=data_dir)
-        table.add_row("character 6-gram", _minutes(ngram_began), "", "", "", "")
-        decodings["  + character 6-gram"] = Decoding(lm=ngram)
-        decodings["  + both"] = Decoding(lm=ngram, rescore=lm)
+        ngram = run_dir / f"characters-{_ORDER}.arpa"
+        with stages.stage(f"estimate a character {_ORDER}-gram, decode with it") as done:
+            train_ngram(ngram, sets, order=_ORDER, unit="char", data_dir=data_dir)
+            report = evaluate_run(finetuned, (test_set,), decoding=Decoding(lm=ngram), data_dir=data_dir)
+            reports[f"with a character {_ORDER}-gram"] = report
+            done(f"WER {report.wer}")
     else:
         hint = "No n-gram: kenlm is not installed (pip install -e '.[ngram]'; it needs a C++ compiler)."
         console.print(hint, style="yellow", markup=False)
+    best = list(reports.values())[-1]
 
-    for title, decoding in decodings.items():
-        console.rule(f"decode{title}")
-        decode_began = time.perf_counter()
-        report = evaluate_run(finetuned, (TEST_SET,), decoding=decoding, data_dir=data_dir)
-        table.add_row(title, _minutes(decode_began), "", "", str(report.wer), str(report.cer))
+    clips = chosen_clips(data_dir / test_set)
+    shown = best.utterances[clips[0].place]
+    (run_dir / "clip.flac").write_bytes(clips[0].flac)
+    with stages.stage("export the recognizer for transformers, checked") as done:
+        recognizer = Recognizer.load(finetuned)
+        verdict = write_checked(recognizer.run, run_dir / "exported", audio=(run_dir / "clip.flac",))
+        done(verdict.line.partition(":")[0])
 
-    console.rule("transcribe one clip of the test split")
-    clip, reference = _one_clip(data_dir, run_dir)
-    for transcript in Recognizer.load(finetuned, decoding.with_defaults()).transcribe([clip]):
-        console.print(f"{clip}\nreference:  {reference}\ntranscript: {transcript.text}\n")
-
-    console.rule("export the recognizer")
-    export_began, exported = time.perf_counter(), run_dir / "exported"
-    verdict = write_checked(LoadedRun.read(finetuned), exported, audio=(clip,))
-    table.add_row("export", _minutes(export_began), "", "", "", "")
-
-    console.print(table)
-    console.print(
-        f"{_minutes(began)} minutes in all. Test: {TEST_SET}, seed {seed}; greedy, but for the rows with a +."
+    minutes = (time.perf_counter() - began) / 60
+    page, size = run_dir / "index.html", sum(array.size for array in jax.tree.leaves(recognizer.run.params))
+    demo = Demo(
+        summary=f"{size / 1e6:.2f} M parameters; speech: {', '.join(sets)}; test: {test_set}; seed {seed}",
+        tiles=[
+            *((f"WER, {name}", f"{100 * report.wer.rate:.1f} %") for name, report in reports.items()),
+            (f"minutes in all, on {os.cpu_count()} CPU cores", f"{minutes:.1f}"),
+        ],
+        reports=reports,
+        clips=clips,
+        alignment=aligned(recognizer, clips[0], shown.id, shown.reference),
+        curves=[Curve.read("Pretraining", pretrained), Curve.read("Finetuning", finetuned)],
+        stages=stages.rows,
+        next_steps=next_steps(run_dir, test_set, finetune, ngram if len(reports) > 1 else None),
     )
-    for run in ("pretrain", "scratch", "finetune", "joint", "lm"):
-        folder = run_dir / run
-        console.print(f"{run:<9} checkpoints {folder / 'checkpoints'}   TensorBoard logs {folder / 'tensorboard'}")
-    console.print(f"exported  {exported}   {verdict.line}", markup=False)
+    page.write_text(as_html(demo), encoding="utf-8")
+
+    console.print(stages.table())
+    console.print(
+        f"{run_dir / 'clip.flac'}\nreference:  {shown.reference}\ntranscript: {shown.hypothesis}\n", markup=False
+    )
+    for name, report in reports.items():
+        console.print(f"{test_set} test, {name}: WER {report.wer}, CER {report.cer}", markup=False)
+    console.print(f"{minutes:.1f} minutes in all. Figures, sound and what to do next: {page}")
+    open_page(page)
+
+
+class Stages:
+    """Announces the stages and keeps their names, minutes and outcomes."""
+
+    def __init__(self, console: Console):
+        self._console = console
+        self.rows: list[tuple[str, float, str]] = []
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator:
+        """Times a stage; the body calls what it gets with the outcomes."""
+        self._console.rule(name)
+        outcomes: list[str] = []
+        began = time.perf_counter()
+        yield lambda *each: outcomes.extend(each)
+        self.rows.append((name, (time.perf_counter() - began) / 60, "; ".join(outcomes)))
+
+    def table(self) -> Table:
+        """Returns all stages as a table."""
+        table = Table("stage", "minutes", "", title="jax_speechlm demo", title_justify="left")
+        for name, minutes, outcome in self.rows:
+            table.add_row(name, f"{minutes:.1f}", outcome)
+        return table
+
+
+def prepared(data_dir: Path, name: str) -> PreparationReport:
+    """Prepares a set unless it is complete; returns its report."""
+    if (data_dir / name / "meta.json").is_file():
+        return PreparationReport.load(data_dir / name / "report.json")
+    return prepare(name, data_dir=data_dir)
+
+
+def open_page(page: Path) -> None:
+    """Opens a page in the user's browser where there is a display."""
+    if os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
+        webbrowser.open(page.absolute().as_uri())
 
 
 def finish(experiment: Experiment, run_dir: Path) -> Result:
@@ -145,18 +190,66 @@ def finish(experiment: Experiment, run_dir: Path) -> Result:
     return result
 
 
-def _minutes(began: float) -> str:
-    return f"{(time.perf_counter() - began) / 60:.1f}"
+def chosen_clips(folder: Path) -> list[Clip]:
+    """Reads clips of suitable length at even distances in the test split, so that none is chosen by its errors."""
+    index = read_index(folder, "test")
+    seconds = [samples / index.sample_rate for samples in index.num_samples]
+    rows = [row for row, length in enumerate(seconds) if _SECONDS[0] <= length <= _SECONDS[1]] or list(
+        range(len(index))
+    )
+    places = np.unique(np.linspace(0, len(rows) - 1, _CLIPS).round().astype(int))
+    reader = RecordReader(index)
+    return [Clip(rows[place], reader.read(rows[place])[0]) for place in places]
 
 
-def _one_clip(data_dir: Path, run_dir: Path) -> tuple[Path, str]:
-    """Writes the first test clip of three seconds or more as a file; returns its path and its transcript."""
-    index = read_index(data_dir / TEST_SET, "test")
-    row = next(row for row, samples in enumerate(index.num_samples) if samples >= 3 * SAMPLE_RATE)
-    flac, text = RecordReader(index).read(row)
-    clip = run_dir / "clip.flac"
-    clip.write_bytes(flac)
-    return clip, text
+def aligned(recognizer: Recognizer, clip: Clip, name: str, reference: str) -> Alignment:
+    """Computes the features of a clip, the recognizer's best path, and the times of the words of its reference."""
+    frontend, rate = recognizer.experiment.frontend, recognizer.experiment.sample_rate
+    samples = soundfile.read(io.BytesIO(clip.flac), dtype="int16")[0]
+    (batch,) = in_batches([samples])
+    log_probs = recognizer.posteriors(iter([batch]))[0]
+    vectors_BxTxF, _ = features(jax.tree.map(jnp.asarray, batch), frontend, None)
+    vectors = np.asarray(vectors_BxTxF[0, : int(frontend.mel.num_frames(len(samples)))])
+    frame, pieces = recognizer.experiment.frame_samples / rate, recognizer.tokenizer.pieces
+    spans = path_spans(Frames.of(log_probs))
+    (found, _) = align_utterances(recognizer, [(name, reference, len(samples) / rate, log_probs)])
+    return Alignment(
+        text=reference,
+        seconds=len(log_probs) * frame,
+        mel=vectors.reshape(len(vectors) * frontend.mel.stack, -1),
+        token_probability=np.exp(log_probs[:, 1:].max(-1)),
+        letters=[(pieces[span.token].strip(SPACE), span.start * frame, span.end * frame) for span in spans],
+        words=[(word.word, word.start, word.end) for each in found for word in each.words],
+    )
+
+
+def next_steps(run_dir: Path, test_set: str, recipe: str, ngram: Path | None) -> list[Step]:
+    """Returns what a user may do with the runs, with commands for this environment."""
+    finetuned = run_dir / "finetune"
+    longer = 4 * registry.load(recipe).num_steps
+    lm = f" --lm {ngram}" if ngram else ""
+    return [
+        Step("First, once per terminal:", (f". {Path(sys.prefix) / 'bin' / 'activate'}",)),
+        Step("Transcribe a recording of your own:", (f"jax-speechlm transcribe {finetuned} my.wav{lm}",)),
+        Step(
+            'Train on your own recordings, from a file of lines like {"audio": "a.wav", "text": "..."}:',
+            (
+                "jax-speechlm prepare --manifest my.jsonl",
+                f"jax-speechlm finetune --config {recipe} --data.sets my --from {finetuned} --run-dir runs/my",
+            ),
+        ),
+        Step(
+            "Train four times as long:",
+            (
+                f"jax-speechlm finetune --config {recipe} --from {run_dir / 'pretrain'} --num-steps {longer} "
+                "--run-dir runs/longer",
+                f"jax-speechlm eval runs/longer --sets {test_set}{lm}",
+            ),
+        ),
+        Step("Train a small voice, which needs its own ten minutes, and let it speak:", ("make demo-tts",)),
+        Step("Look at all curves:", (f"tensorboard --logdir {run_dir}",)),
+        Step("See all commands, and the recipes with their results:", ("jax-speechlm --help", "jax-speechlm recipes")),
+    ]
 
 
 if __name__ == "__main__":

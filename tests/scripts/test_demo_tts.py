@@ -6,13 +6,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 import soundfile
 
-from data_pipelines.prepare.job import prepare
 from jax_speechlm.evaluation.synthesis_report import SynthesisReport
 from jax_speechlm.inference.synthesize import Speech
-from tests.test_end_to_end import RATE, TONES, spoken
+from tests.test_end_to_end import RATE
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
@@ -30,20 +28,6 @@ def config():
 """
 
 
-@pytest.fixture(scope="module")
-def tones(tmp_path_factory):
-    """A folder with a minute of tones, prepared in data/tones."""
-    folder, rng, rows = tmp_path_factory.mktemp("demo"), np.random.default_rng(0), []
-    for number in range(30):
-        text = " ".join("".join(rng.choice(list(TONES), 2)) for _ in range(5))
-        soundfile.write(folder / f"{number}.wav", spoken(text.replace(" ", ""), rng), RATE)
-        split = {0: "test", 1: "dev"}.get(number % 5, "train")
-        rows.append({"audio": f"{number}.wav", "text": text, "split": split})
-    (folder / "tones.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    prepare(manifest=folder / "tones.jsonl", data_dir=folder / "data")
-    return folder
-
-
 def size(png: Path) -> tuple[int, int]:
     content = png.read_bytes()
     assert content.startswith(b"\x89PNG")
@@ -51,9 +35,9 @@ def size(png: Path) -> tuple[int, int]:
 
 
 def test_it_goes_from_recordings_to_speech_pictures_and_a_table(tones, capsys):
-    (tones / "tiny.py").write_text(CONFIG)
-    out = tones / "run"
-    demo_tts.main(tones / "data", out, "tones", str(tones / "tiny.py"))
+    (tones / "tiny_voice.py").write_text(CONFIG)
+    out = tones / "demo-tts"
+    demo_tts.main(tones / "data", out, "tones", str(tones / "tiny_voice.py"))
     printed = capsys.readouterr().out
     for stage in ("prepare", "pitch", "train", "synthesise", "judge"):
         assert stage in printed

@@ -1,4 +1,4 @@
-"""Joint pretraining on the audio, prose and transcripts of `make demo`, conformer XS at 40 ms a frame, characters.
+"""Joint pretraining on the audio and transcripts of `make demo` and on prose, conformer XS, 40 ms a frame, characters.
 
 jax-speechlm prepare asterisk-en queen-en
 jax-speechlm prepare spoken-en --debian text-en --steps unicode sentences spoken exact --held-out asterisk-en queen-en

@@ -1,4 +1,4 @@
-"""A character LM on English prose and the transcripts of asterisk-en and queen-en, for decoding in `make demo`.
+"""A character LM on English prose and the transcripts of asterisk-en and queen-en, for decoding with `demo/finetune`.
 
 jax-speechlm prepare spoken-en --debian text-en --steps unicode sentences spoken exact --held-out asterisk-en queen-en
 jax-speechlm pretrain --config demo/lm --data.tokenizer runs/finetune --run-dir runs/lm
