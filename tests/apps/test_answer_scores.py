@@ -16,10 +16,10 @@ from jax_speechlm.apps.tutoring.answers import (
     fit,
     overlap_f1,
     read_answers,
-    weighted_kappa,
 )
 from jax_speechlm.cli import main
 from jax_speechlm.core.errors import CheckpointError
+from jax_speechlm.evaluation.agreement import weighted_kappa
 from tests.trained_tones import trained_run
 
 FACTS = [

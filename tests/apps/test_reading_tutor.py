@@ -20,8 +20,8 @@ from jax_speechlm.apps.tutoring.reading import (
     repetitions,
     spoken_form,
 )
-from jax_speechlm.apps.tutoring.validate import report_of
 from jax_speechlm.cli import main
+from jax_speechlm.evaluation.replaced_words import report_of
 from jax_speechlm.inference.asr.ctc import Recognizer
 from tests.trained_tones import RATE, speak, trained_run
 

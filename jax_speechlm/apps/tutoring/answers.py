@@ -1,28 +1,25 @@
 """Scores of short answers to questions: features of answer and reference, and a ridge regression on scores."""
 
 import collections
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import numpy as np
 import pydantic
 from jaxtyping import Float
-from rich.table import Table
 
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.lines import parse_object, text_lines
 from data_pipelines.text import scripts
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.errors import CheckpointError
-from jax_speechlm.evaluation import base
-from jax_speechlm.evaluation.resampling import MIN_UTTERANCES, interval, resampled_sums
+from jax_speechlm.evaluation.agreement import AgreementReport
 from jax_speechlm.inference.load import load
 from jax_speechlm.inference.text_embed import TextEmbedder
 from jax_speechlm.inference.word_vectors import WordTable
 
 _FOLDS = 5
-_RESAMPLES = 10_000
 
 Embed = Callable[[Sequence[str]], Float[np.ndarray, "texts dim"]]
 
@@ -74,38 +71,6 @@ class AnswerScorer(Config):
 
     def of_features(self, values: Float[np.ndarray, "answers features"]) -> Float[np.ndarray, " answers"]:
         return nearest(self.scale, values @ np.array(self.weights) + self.intercept)
-
-
-class AgreementReport(base.Report):
-    """Agreement of scores by a regression with those of the user, on answers that it was not fitted on.
-
-    Attributes:
-      kappa: quadratic weighted; None if all scores are the same.
-      interval: of 95 %, by bootstrap over answers; None for fewer than `MIN_UTTERANCES`.
-      equal: share of answers with the user's score.
-      held_out: what each fold held out: "questions" or "answers".
-    """
-
-    answers: int
-    kappa: float | None
-    interval: tuple[float, float] | None
-    equal: float
-    held_out: str
-
-    def tables(self) -> Iterator[Table]:
-        """Yields kappa and the share of equal scores."""
-        table = base.new_table(
-            "answers",
-            "quadratic weighted kappa [95 %]",
-            "equal scores",
-            title=f"{self.held_out} held out, {_FOLDS} folds",
-        )
-        value = "-" if self.kappa is None else f"{self.kappa:.3f}"
-        bounds = f" [{self.interval[0]:.3f}, {self.interval[1]:.3f}]" if self.interval else ""
-        table.add_row(f"{self.answers:,}", value + bounds, f"{self.equal:.1%}")
-        if self.interval is None:
-            table.caption = f"no interval: fewer than {MIN_UTTERANCES} answers, or equal scores"
-        yield table
 
 
 def read_answers(path: Path, *, scored: bool) -> list[Answer]:
@@ -203,62 +168,24 @@ def fit(answers: Sequence[Answer], embedder: str | None = None) -> tuple[AnswerS
             f"{len(answers)} answers with {len(set(scores))} different scores: {2 * _FOLDS} answers with two "
             "scores are the least to fit on"
         )
+    from sklearn.linear_model import Ridge
+    from sklearn.model_selection import GroupKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     values = features(answers, open_embedder(embedder))
     scale = tuple(sorted(set(scores.tolist())))
     questions = np.unique([answer.question for answer in answers], return_inverse=True)[1]
-    by_question = questions.max() + 1 >= _FOLDS
-    group = questions if by_question else np.arange(len(answers))
-    fold = np.random.default_rng(0).permutation(group.max() + 1)[group] % _FOLDS
-    predicted = np.zeros(len(answers))
-    for held_out in range(_FOLDS):
-        weights, intercept = _ridge(values[fold != held_out], scores[fold != held_out])
-        predicted[fold == held_out] = nearest(scale, values[fold == held_out] @ weights + intercept)
-    weights, intercept = _ridge(values, scores)
-    kappa, bounds = weighted_kappa(scores, predicted)
-    report = AgreementReport(
-        answers=len(answers),
-        kappa=kappa,
-        interval=bounds,
-        equal=float(np.mean(predicted == scores)),
-        held_out="questions" if by_question else "answers",
+    held_out = "questions" if questions.max() + 1 >= _FOLDS else "answers"
+    groups = questions if held_out == "questions" else np.arange(len(answers))
+    model, folds = make_pipeline(StandardScaler(), Ridge()), GroupKFold(_FOLDS)
+    predicted = nearest(scale, cross_val_predict(model, values, scores, groups=groups, cv=folds))
+    scaler, ridge = (step for _, step in model.fit(values, scores).steps)
+    weights = ridge.coef_ / scaler.scale_  # of the features as they are
+    scorer = AnswerScorer(
+        embedder=embedder,
+        weights=tuple(weights.tolist()),
+        intercept=float(ridge.intercept_ - weights @ scaler.mean_),
+        scale=scale,
     )
-    return AnswerScorer(embedder=embedder, weights=tuple(weights.tolist()), intercept=intercept, scale=scale), report
-
-
-def _ridge(values: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, float]:
-    """Fits on standardised features; returns weights and intercept of the features as they are."""
-    from sklearn.linear_model import Ridge
-
-    mean, deviation = values.mean(0), np.maximum(values.std(0), 1e-6)
-    ridge = Ridge().fit((values - mean) / deviation, scores)
-    weights = ridge.coef_ / deviation
-    return weights, float(ridge.intercept_ - weights @ mean)
-
-
-def weighted_kappa(
-    first: Float[np.ndarray, " answers"], second: Float[np.ndarray, " answers"], resamples: int = _RESAMPLES
-) -> tuple[float | None, tuple[float, float] | None]:
-    """Computes the quadratic weighted kappa of two raters (Cohen 1968), and its 95 % interval by bootstrap.
-
-    With quadratic weights it is 1 minus the mean squared difference over the one expected of independent raters, so it
-    needs sums over the answers alone.
-
-    Returns:
-      Kappa, None if both raters give one and the same score to all; and its interval, None for fewer answers than
-      `MIN_UTTERANCES`.
-    """
-    rows = [np.ones(len(first)), first, second, first**2, second**2, first * second]
-
-    def kappa(sums: np.ndarray) -> np.ndarray:
-        count, a, b, aa, bb, ab = sums
-        expected = (aa + bb) / count - 2 * a * b / count**2
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.where(expected > 1e-12, 1 - (aa + bb - 2 * ab) / count / expected, np.nan)
-
-    value = float(kappa(np.sum(rows, axis=1)))
-    if np.isnan(value):
-        return None, None
-    if len(first) < MIN_UTTERANCES:
-        return value, None
-    drawn = kappa(resampled_sums(rows, resamples, seed=0))
-    return value, interval(drawn[~np.isnan(drawn)])
+    return scorer, AgreementReport.of(scores, predicted, held_out, _FOLDS)

@@ -11,22 +11,20 @@ from rapidfuzz import process
 from rapidfuzz.distance import Levenshtein
 
 from data_pipelines.core.errors import DataError
-from data_pipelines.core.tokenizer import BLANK, PHONES, Tokenizer
-from jax_speechlm.apps.tutoring import goodness
+from data_pipelines.core.tokenizer import PHONES, Tokenizer
+from jax_speechlm.decoding.ctc import goodness
 from jax_speechlm.decoding.ctc.alignment import Span, force_align
 from jax_speechlm.decoding.ctc.greedy import collapse
 from jax_speechlm.inference.asr.align import has_known_character, word_tokens
 from jax_speechlm.inference.asr.ctc import Recognizer
 from jax_speechlm.inference.asr.decoder import Posteriors
-from jax_speechlm.inference.segmentation import Recording, blocks_of, in_batches, is_silent, windows
+from jax_speechlm.inference.segmentation import Recording
 
 Verdict = Literal["correct", "substituted", "left out", "inserted", "repeated", "not judged"]
 Edit = tuple[int | None, int | None]
 """A place in the text and one in what was recognised; one of them is None of a word left out, or inserted."""
 
 _GAP = 0.6  # cost of a word left out or inserted; a word in place of another costs their distance, at most 1
-_NEVER = -30.0  # log-probability of a token in silence
-_WINDOW, _CONTEXT = 30, 2  # seconds that are encoded at once, and beside them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +119,7 @@ class ReadingTutor:
           DataError: no word of the text has a letter that the recognizer knows.
           AudioError: the recording cannot be read.
         """
-        return self.compare(text, self.posteriors(recording))
+        return self.compare(text, self.recognizer.frames_of(recording))
 
     def compare(self, text: str, log_probs: Posteriors) -> Reading:
         """Compares a text with the log-probabilities of the frames of its recording, as `read`."""
@@ -131,7 +129,7 @@ class ReadingTutor:
         if not any(forms):
             raise DataError("the text is empty, or has no letter that the recognizer knows")
         (ids,) = collapse(log_probs.argmax(-1)[None])
-        heard = [form for word in tokenizer.decode(ids).split() if (form := spoken_form(tokenizer, word))]
+        heard = self.forms(tokenizer.decode(ids))
         judged = [place for place, form in enumerate(forms) if form]
         keys, heard_keys = [_key(forms[place]) for place in judged], [_key(word) for word in heard]
         edits = match_words(keys, heard_keys)
@@ -160,26 +158,19 @@ class ReadingTutor:
         entries += [ReadWord(each, "not judged", "") for each in words[judged[-1] + 1 :]]
         return Reading(tuple(self._with_pauses(entries)))
 
-    def posteriors(self, recording: Recording) -> Posteriors:
-        """Computes the log-probabilities of the frames of a recording of any length, window by window."""
-        rate, frame = self.recognizer.experiment.sample_rate, self.recognizer.experiment.frame_samples
-        parts = []
-        for window in windows(
-            blocks_of(recording, rate), _WINDOW * rate, sample_rate=rate, overlap=_CONTEXT * rate, multiple=frame
-        ):
-            if is_silent(window.samples, rate):
-                parts.append(self._silence((window.end - window.start) // frame))
-                continue
-            (log_probs,) = self.recognizer.posteriors(in_batches([window.samples])).values()
-            is_last = window.end == window.begin + len(window.samples)
-            first, last = (window.start - window.begin) // frame, (window.end - window.begin) // frame
-            parts.append(log_probs[first : None if is_last else last])
-        return np.concatenate(parts)
+    def forms(self, text: str) -> list[str]:
+        """Returns the words of a text as `spoken_form`, without those that have none."""
+        return [form for word in text.split() if (form := spoken_form(self.recognizer.tokenizer, word))]
 
-    def _silence(self, num_frames: int) -> Posteriors:
-        """Returns blanks: features of silence are normalised noise, in which models recognise something."""
-        is_blank_V = np.arange(self.recognizer.tokenizer.vocab_size) == BLANK
-        return np.tile(np.where(is_blank_V, 0.0, _NEVER).astype(np.float32), (num_frames, 1))
+    def judge(self, log_probs: Posteriors, words: Sequence[str]) -> list[tuple[float, float, bool]] | None:
+        """Returns both scores of every word and whether it is called correct; None if there are too few frames."""
+        scored = self.score(log_probs, words)
+        if any(word.free is None for word in scored):
+            return None
+        compared = [word for word in self.compare(" ".join(words), log_probs).words if word.word]
+        return [
+            (own.aligned, own.free, word.verdict == "correct") for own, word in zip(scored, compared, strict=True)
+        ]
 
     def score(self, log_probs: Posteriors, said: Sequence[str]) -> list[ReadWord]:
         """Returns times and scores of words, given in characters that the recognizer knows (`spoken_form`).

@@ -17,9 +17,9 @@ from jax_speechlm.apps.tutoring.answers import AnswerScorer, fit, read_answers
 from jax_speechlm.apps.tutoring.page import as_html
 from jax_speechlm.apps.tutoring.practice import PracticeStore
 from jax_speechlm.apps.tutoring.reading import ReadingTutor, read_text, unknown_letters
-from jax_speechlm.apps.tutoring.validate import measure_replaced_words, report_of
 from jax_speechlm.evaluation import base
 from jax_speechlm.evaluation.recognition import EvaluationSpeech
+from jax_speechlm.evaluation.replaced_words import measure_replaced_words, report_of
 from jax_speechlm.inference.asr.ctc import Recognizer
 
 _STORE = Path("tutor.sqlite")
@@ -91,8 +91,11 @@ def validate(
     """
     tutor = ReadingTutor(Recognizer.load(run))
     speech = EvaluationSpeech(tutor.recognizer, sets, split, data_dir, seconds_per_batch)
-    scores, skipped = measure_replaced_words(tutor, speech)
-    report = report_of(scores, skipped, checkpoint=str(tutor.recognizer.checkpoint), sets=sets, split=split)
+    recognizer = tutor.recognizer
+    transcripts = [tutor.forms(text) for text in speech.index.column("text").to_pylist()]
+    rows = (row for batch in speech.batches() for row in recognizer.posteriors(iter((batch,))).items())
+    scores, skipped = measure_replaced_words(rows, transcripts, tutor.judge)
+    report = report_of(scores, skipped, checkpoint=str(recognizer.checkpoint), sets=sets, split=split)
     report.publish(out or run / "tutor" / f"{'+'.join(sets)}-{split}", str(run))
 
 

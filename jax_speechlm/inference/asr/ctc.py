@@ -26,7 +26,7 @@ from jax_speechlm.inference.asr.decoder import Decoder, Decoding, Posteriors
 from jax_speechlm.inference.asr.hypothesis import Endpointing
 from jax_speechlm.inference.asr.stream import StreamBatch, StreamingProgram
 from jax_speechlm.inference.predictor import Row, rows_by_id
-from jax_speechlm.inference.segmentation import AudioWindow
+from jax_speechlm.inference.segmentation import AudioWindow, Recording, blocks_of, in_batches, is_silent
 from jax_speechlm.inference.transcript import Segment
 from jax_speechlm.nn.functional import Params
 from jax_speechlm.objectives.base import Objective, frame_grid
@@ -164,6 +164,25 @@ class Recognizer(Transcriber):
 
     search_inputs = posteriors
 
+    def frames_of(self, recording: Recording) -> Posteriors:
+        """Computes log-probabilities float32 [frames, ids] of a recording of any length, window by window.
+
+        Silence has blanks alone: its features are normalised noise, in which models recognise something.
+
+        Raises:
+          AudioError: the recording cannot be read.
+        """
+        rate = self.experiment.sample_rate
+
+        def encoded(window: AudioWindow) -> Frames | None:
+            if window.samples is None or is_silent(window.samples, rate):
+                return None
+            return Frames.of(*self.posteriors(in_batches([window.samples])).values())
+
+        windows = ((window, encoded(window)) for window in self._windows(blocks_of(recording, rate), 30.0))
+        stretches = self._stretches(windows, with_posteriors=True)
+        return np.concatenate([frames.posteriors for frames in stretches])
+
     def within(self, batches: Iterable[Batch], automaton: TokenAutomaton) -> dict[int, Accepted]:
         """Finds the best path of every row whose tokens an automaton accepts; exact."""
         found = {}
@@ -216,22 +235,24 @@ class Recognizer(Transcriber):
         """Cuts frames into utterances (`decoding.ctc.posteriors.utterances`), as (first frame, frames)."""
         most = int(_LONGEST_UTTERANCE / self._frame_seconds)
         begins_word = np.array([piece.startswith(SPACE) for piece in self.tokenizer.pieces])
-        return utterances(self._stretches(windows), most, begins_word)
+        return utterances(self._stretches(windows, self.decoder is not None), most, begins_word)
 
-    def _stretches(self, windows: Iterable[tuple[AudioWindow, Frames | None]]) -> Iterator[Frames]:
+    def _stretches(
+        self, windows: Iterable[tuple[AudioWindow, Frames | None]], with_posteriors: bool
+    ) -> Iterator[Frames]:
         """Yields each window's frames without those of its overlaps; together they cover the recording once."""
         frame = self.experiment.frame_samples
         for window, frames in windows:
             first, last = (window.start - window.begin) // frame, (window.end - window.begin) // frame
             if frames is None:
-                yield self._silence(last - first)
+                yield self._silence(last - first, with_posteriors)
             else:
                 is_end = window.end == window.begin + len(window.samples)
                 yield frames.part(first, None if is_end else last)
 
-    def _silence(self, num_frames: int) -> Frames:
+    def _silence(self, num_frames: int, with_posteriors: bool) -> Frames:
         ids, log_probs = np.zeros(num_frames, np.int32), np.zeros(num_frames, np.float32)
-        if self.decoder is None:
+        if not with_posteriors:
             return Frames(ids, log_probs)
         posteriors = np.full((num_frames, self.tokenizer.vocab_size), _IMPOSSIBLE, np.float32)
         posteriors[:, 0] = 0.0

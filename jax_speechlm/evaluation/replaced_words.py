@@ -1,22 +1,23 @@
 """How well scores of pronunciation find a word that was not said: recordings beside texts with a word replaced."""
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from rich.table import Table
 
 from data_pipelines.core.errors import DataError
-from jax_speechlm.apps.tutoring.reading import ReadingTutor, spoken_form
 from jax_speechlm.evaluation import base
-from jax_speechlm.evaluation.recognition import EvaluationSpeech
 from jax_speechlm.evaluation.resampling import MIN_UTTERANCES, interval
+from jax_speechlm.inference.asr.decoder import Posteriors
 
 _FEWEST_WORDS = 2  # of an utterance, so that a word beside the replaced one is as in the recording
 _RESAMPLES = 1000
 
+Judged = tuple[float, float, bool]
+"""Of a word: its score by alignment, its score without, whether it is called correct."""
+
 Scores = list[tuple[bool, float, float, bool]]
-"""Of each word: whether it was replaced, its score by alignment, its score without, whether it was called correct."""
+"""Of each word: whether it was replaced, and how it was judged."""
 
 
 class ReplacedWordReport(base.SetReport):
@@ -59,8 +60,17 @@ class ReplacedWordReport(base.SetReport):
         yield verdicts
 
 
-def measure_replaced_words(tutor: ReadingTutor, speech: EvaluationSpeech) -> tuple[list[Scores], int]:
-    """Replaces a word of each transcript by another of the set, at random, and scores the words.
+def measure_replaced_words(
+    rows: Iterable[tuple[int, Posteriors]],
+    transcripts: Sequence[Sequence[str]],
+    judge: Callable[[Posteriors, Sequence[str]], list[Judged] | None],
+) -> tuple[list[Scores], int]:
+    """Replaces a word of each transcript by another of the set, at random, and judges the words.
+
+    Args:
+      rows: the rows of the set with the log-probabilities of their frames.
+      transcripts: words by row.
+      judge: judges the words of a text by a recording; None if they have too few frames.
 
     Returns:
       The scores by utterance, and how many utterances are left out.
@@ -68,34 +78,23 @@ def measure_replaced_words(tutor: ReadingTutor, speech: EvaluationSpeech) -> tup
     Raises:
       DataError: there are fewer than two different words.
     """
-    tokenizer = tutor.recognizer.tokenizer
-    texts = speech.index.column("text").to_pylist()
-    forms = [[form for word in text.split() if (form := spoken_form(tokenizer, word))] for text in texts]
-    vocabulary = sorted({form for words in forms for form in words})
+    vocabulary = sorted({word for words in transcripts for word in words})
     if len(vocabulary) < 2:
         raise DataError(
             "the set has fewer than two words that the recognizer knows: there is none to put in place of one"
         )
     scores, skipped = [], 0
-    rows = (tutor.recognizer.posteriors(iter((batch,))) for batch in speech.batches())
-    for row, log_probs in itertools.chain.from_iterable(each.items() for each in rows):
-        words, rng = list(forms[row]), np.random.default_rng(row)
-        if len(words) < _FEWEST_WORDS:
+    for row, log_probs in rows:
+        words, rng = list(transcripts[row]), np.random.default_rng(row)
+        judged = None
+        if len(words) >= _FEWEST_WORDS:
+            place = int(rng.integers(len(words)))
+            words[place] = str(rng.choice([word for word in vocabulary if word != words[place]]))
+            judged = judge(log_probs, words)
+        if judged is None:
             skipped += 1
-            continue
-        place = int(rng.integers(len(words)))
-        words[place] = str(rng.choice([word for word in vocabulary if word != words[place]]))
-        scored = tutor.score(log_probs, words)
-        if any(word.free is None for word in scored):
-            skipped += 1
-            continue
-        verdicts = [word.verdict for word in tutor.compare(" ".join(words), log_probs).words if word.word]
-        scores.append(
-            [
-                (number == place, word.aligned, word.free, verdict == "correct")
-                for number, (word, verdict) in enumerate(zip(scored, verdicts, strict=True))
-            ]
-        )
+        else:
+            scores.append([(number == place, *each) for number, each in enumerate(judged)])
     return scores, skipped
 
 

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from jax_speechlm.apps.tutoring.goodness import by_alignment, without_alignment
+from jax_speechlm.decoding.ctc.goodness import by_alignment, without_alignment
 from jax_speechlm.decoding.ctc.alignment import force_align
 
 
