@@ -2,11 +2,13 @@
 
 import csv
 import json
-from collections.abc import Iterable, Iterator
-from typing import Any, BinaryIO, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.paths import AnyPath
+
+T = TypeVar("T")
 
 MAX_LINE = 2**24  # bytes; the longest book of Project Gutenberg has some ten million
 _BLOCK_BYTES = 2**20
@@ -107,6 +109,29 @@ def csv_rows(path: AnyPath) -> Iterator[tuple[int, dict[str, str]]]:
             yield reader.line_num, row
     except csv.Error as error:
         raise DataError(f"{path}, line {reader.line_num + 1}: not CSV ({error}): write the file again") from error
+
+
+def parsed_objects(path: AnyPath, parse: Callable[[dict[str, Any]], T], remedy: str) -> Iterator[T]:
+    """Parses the JSON objects of a file, one a line; empty lines are skipped.
+
+    Args:
+      parse: makes a record of an object; its ValueError, TypeError or KeyError says what is wrong.
+      remedy: what the file should be, for errors.
+
+    Raises:
+      DataError: as `text_lines`, the file does not exist, or a line is no object or not parsed.
+    """
+    try:
+        for number, line in text_lines(path):
+            if line.strip():
+                try:
+                    yield parse(parse_object(line))
+                except KeyError as error:
+                    raise DataError(f"{path}, line {number}: lacks {error}: {remedy}") from error
+                except (ValueError, TypeError) as error:
+                    raise DataError(f"{path}, line {number}: {error}") from error
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist: {remedy}") from None
 
 
 def too_long(max_line: int = MAX_LINE) -> str:

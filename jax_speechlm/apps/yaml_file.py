@@ -3,11 +3,15 @@
 import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import pydantic
 import yaml
 
 from data_pipelines.core.errors import DataError
+from jax_speechlm.core.config import Config
+
+C = TypeVar("C", bound=Config)
 
 Place = tuple[str | int, ...]
 """Keys and indexes of a part, from the top."""
@@ -55,6 +59,14 @@ class YamlFile:
         if not isinstance(values, dict):
             raise DataError(f"{path}, line 1: should be an object, lines of `name: value`")
         return cls(path, values, lines)
+
+    def validated(self, kind: type[C]) -> C:
+        """Returns the values as a config. Raises `DataError` with file and line if they are not valid."""
+        try:
+            return kind.model_validate(dict(self.values))
+        except pydantic.ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            raise self.error(first["loc"], first["msg"].removeprefix("Value error, ")) from error
 
     def error(self, place: Place, what: str) -> DataError:
         """Returns an error at a part of the file."""

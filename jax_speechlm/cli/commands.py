@@ -152,8 +152,8 @@ COMMANDS = {
     "chat": Command(
         "use",
         "jax_speechlm.apps.dialogue.run:chat",
-        "hold a dialogue that a YAML file declares, typed or spoken",
-        "jax-speechlm chat coffee\njax-speechlm chat coffee --asr runs/finetune --tts runs/voice --microphone",
+        "hold a dialogue that a YAML file declares, typed or spoken, here or on a page",
+        "jax-speechlm chat coffee\njax-speechlm chat coffee --asr runs/finetune --tts runs/voice --serve",
         extra="apps",
     ),
     "tutor": Command(

@@ -3,6 +3,7 @@
 Reference: Rajpurkar et al. 2016 (SQuAD); 2018 (SQuAD 2.0, the questions without an answer).
 """
 
+import functools
 import re
 import string
 from collections import Counter
@@ -14,7 +15,7 @@ import numpy as np
 from rich.table import Table
 
 from data_pipelines.core.errors import DataError
-from data_pipelines.core.lines import parse_object, text_lines
+from data_pipelines.core.lines import parsed_objects
 from jax_speechlm.core.config import Config
 from jax_speechlm.evaluation import base, resampling
 from jax_speechlm.evaluation.minimal_pairs import wilson_interval
@@ -148,16 +149,8 @@ def read_questions(path: Path) -> list[Question]:
     Raises:
       DataError: a file is missing or malformed; the message names file and line.
     """
-    questions = []
-    try:
-        for number, line in text_lines(path):
-            if line.strip():
-                try:
-                    questions.append(_question(parse_object(line), path.parent))
-                except (ValueError, TypeError) as error:
-                    raise DataError(f"{path}, line {number}: {error}") from error
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist: name JSON lines with question, audio and answer") from None
+    parse = functools.partial(_question, folder=path.parent)
+    questions = list(parsed_objects(path, parse, "name JSON lines with question, audio and answer"))
     if not questions:
         raise DataError(f"{path} holds no questions: write a line of JSON with question and answer for each")
     return questions

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import importlib.resources
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any
 
@@ -14,22 +13,11 @@ from jax_speechlm.serving import speech, transcription
 from jax_speechlm.serving.admission import Requests
 from jax_speechlm.serving.forms import ApiError, Body, internal_error
 from jax_speechlm.serving.origins import SameOrigin
+from jax_speechlm.serving.pages import add_files
 from jax_speechlm.serving.service import Service
 
 _ROUTES = (*transcription.ROUTES.values(), speech.ROUTE)
 _ANSWER_SECONDS = 2.0
-_PAGE = {
-    "/": ("index.html", "text/html"),
-    "/page.js": ("page.js", "text/javascript"),
-    "/listen.js": ("listen.js", "text/javascript"),
-    "/speak.js": ("speak.js", "text/javascript"),
-    "/recorder.js": ("recorder.js", "text/javascript"),
-}
-_SECURITY = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'unsafe-inline'; connect-src 'self'; "
-    "media-src blob:; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-}
 
 
 def make_app(
@@ -88,8 +76,9 @@ def make_app(
 
     async def other_task(request: Request) -> Response:
         await Body(request).drain()
-        uses = "; ".join(f"{service.name} was trained to {service.task}: use {service.route}" for service in services)
-        raise ApiError(404, uses, code="wrong_task")
+        runs = [service for service in services if service.model_names]
+        uses = "; ".join(f"{run.name} was trained to {run.task}: use {run.route}" for run in runs)
+        raise ApiError(404, uses or "no run is served here", code="wrong_task")
 
     for route in set(_ROUTES) - {service.route for service in services}:
         app.post(route)(other_task)
@@ -115,8 +104,6 @@ def make_app(
         counters = {key: value for service in services for key, value in service.health().items()}
         return {"status": "ok", "model": ", ".join(by_name), "requests": requests.in_flight} | counters
 
-    files = importlib.resources.files("jax_speechlm.serving") / "page"
-    for path, (name, kind) in _PAGE.items():
-        page = Response((files / name).read_bytes(), media_type=kind, headers=_SECURITY)
-        app.add_route(path, lambda request, page=page: page, include_in_schema=False)
+    scripts = ("common.js", "audio.js", "recorder.js", "page.js", "listen.js", "speak.js")
+    add_files(app, *scripts, pages={"/": "index.html"})
     return app

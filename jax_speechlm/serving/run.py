@@ -21,6 +21,8 @@ from jax_speechlm.serving.admission import Limits, Requests
 from jax_speechlm.serving.app import make_app
 from jax_speechlm.serving.live import LiveStreams, StreamLimits
 from jax_speechlm.serving.server import make_server
+from jax_speechlm.serving.service import Service
+from jax_speechlm.serving.settings import Address
 from jax_speechlm.serving.speech import Synthesis
 from jax_speechlm.serving.streaming import REALTIME, Streaming
 from jax_speechlm.serving.transcription import ROUTES, Transcription
@@ -31,9 +33,7 @@ from jax_speechlm.training.runs import task_of_run
 
 def serve_run(
     checkpoints: Positional[tuple[Path, ...]],
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    names: tuple[str, ...] = (),
+    address: OmitArgPrefixes[Address] = Address(),  # noqa: B008  frozen
     decoding: OmitArgPrefixes[Decoding] = Decoding(),  # noqa: B008  frozen
     ensemble: tuple[Path, ...] = (),
     vocoder: str | None = None,
@@ -43,7 +43,6 @@ def serve_run(
     warm_up: bool = True,
     chunk_ms: int | None = None,
     streams: OmitArgPrefixes[StreamLimits] = StreamLimits(),  # noqa: B008  frozen
-    wyoming_port: int | None = None,
     languages: tuple[str, ...] = ("en",),
     adapter: tuple[str, ...] = (),
 ) -> None:
@@ -56,11 +55,7 @@ def serve_run(
 
     Args:
       checkpoints: directories of finetuned runs, or their checkpoints/<step> folders, at most one for each route.
-      host: the address to listen at. The default accepts connections from this machine alone: there is neither a
-        password nor encryption, so use a proxy that has both for others.
-      port: 0 picks a free one and prints it.
-      names: host names (or host:port) under which browsers reach the service by a proxy. Requests from pages of other
-        sites are refused; so are, on this machine's own address, requests to other names than localhost.
+      address: where the service is reached.
       decoding: how text is decoded; the report of `eval` has the weights that it tuned.
       ensemble: further runs with the same tokenizer and frame rate; the mean of all probabilities is decoded.
       vocoder: the vocoder of a run that synthesises: a run, or griffin-lim.
@@ -70,7 +65,6 @@ def serve_run(
       warm_up: compile the programs of all shapes before the first request; otherwise each when it is first needed.
       chunk_ms: length of the chunks of live streams, one that the run was trained on; by default the longest.
       streams: limits of live streams, which a run that was trained to stream answers at /v1/realtime and /.
-      wyoming_port: also answer the protocol of Home Assistant's voice pipelines at this port.
       languages: of the runs, for Wyoming: Home Assistant offers a run for these languages only.
       adapter: NAME=FOLDER of LoRA in peft's format, trained on the run that transcribes; a request chooses it by the
         model RUN:NAME. Live streams are of the run itself.
@@ -84,11 +78,18 @@ def serve_run(
         )
         for checkpoint in checkpoints
     ]
-    listener, beside = _listen(host, port, "--port"), []
-    if wyoming_port is not None:
-        other = _listen(host, wyoming_port, "--wyoming-port")
+    run_services(services, requests, address, languages, warm_up)
+
+
+def run_services(
+    services: Sequence[Service], requests: Requests, address: Address, languages: Sequence[str], warm_up: bool = True
+) -> None:
+    """Serves until Ctrl-C or SIGTERM; the arguments are as of `serve_run`."""
+    host, listener, beside = address.host, _listen(address.host, address.port, "--port"), []
+    if address.wyoming_port is not None:
+        other = _listen(host, address.wyoming_port, "--wyoming-port")
         beside.append(lambda: Wyoming(services, requests, languages).run(other))
-    app = make_app(requests, services, names, beside)
+    app = make_app(requests, services, address.names, beside)
     if warm_up:
         console, programs = Console(stderr=True), [each for service in services for each in service.programs()]
         for run in track(programs, "compiling", console=console, transient=True, disable=not console.is_terminal):
@@ -96,11 +97,11 @@ def serve_run(
     server = make_server(app)
     url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
     for service in services:
-        print(f"{service.name} at {url} (a page), {url}{service.route}; Ctrl-C stops", flush=True)
+        print(f"{service.name} at {url}{service.page} (a page), {url}{service.route}; Ctrl-C stops", flush=True)
         if isinstance(service, Transcription) and service.streams_live:
-            address = url.replace("http", "ws", 1)
-            print(f"live streams at {address}{REALTIME} (OpenAI's form) and {address} (Vosk's)", flush=True)
-    if wyoming_port is not None:
+            socket_url = url.replace("http", "ws", 1)
+            print(f"live streams at {socket_url}{REALTIME} (OpenAI's form) and {socket_url} (Vosk's)", flush=True)
+    if address.wyoming_port is not None:
         print(f"Wyoming (Home Assistant) at tcp://{host}:{other.getsockname()[1]}", flush=True)
     if not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
         print("warning: no password protects this address: anyone who can reach this machine can use it", flush=True)
@@ -132,7 +133,7 @@ def _transcription(
             f"{checkpoint}: was trained to {transcriber.task}; only runs that transcribe, translate or synthesise can "
             "be served"
         )
-    name = _name(transcriber.checkpoint)
+    name = name_of(transcriber.checkpoint)
     streaming = _streaming(transcriber, name, streams, chunk_ms)
     by_name = dict(_adapter(transcriber, each) for each in adapters)
     return Transcription(transcriber, name, requests, max_seconds, seconds_per_batch, streaming, by_name)
@@ -163,8 +164,9 @@ def _streaming(transcriber: Transcriber, name: str, limits: StreamLimits, chunk_
 
 def _voice(checkpoint: Path, vocoder: str | None, requests: Requests) -> Synthesis:
     voice = resolve(task_of_run(checkpoint).predictor).load(checkpoint, vocoder=vocoder)
-    return Synthesis(voice, _name(voice.checkpoint), requests)
+    return Synthesis(voice, name_of(voice.checkpoint), requests)
 
 
-def _name(checkpoint: AnyPath) -> str:
+def name_of(checkpoint: AnyPath) -> str:
+    """Returns the name in the API of the run of a checkpoint."""
     return checkpoint.parent.parent.name or "model"  # of RUN/checkpoints/STEP

@@ -1,4 +1,4 @@
-"""Base of the services that an endpoint offers: a trained run, its routes, and its description."""
+"""Bases of the services that an endpoint offers: routes, and of a trained run its description."""
 
 import abc
 import base64
@@ -32,35 +32,29 @@ _PICTURE_SECONDS = 30.0
 
 
 class Service(abc.ABC):
-    """A trained run and its share of an endpoint.
+    """A share of an endpoint.
 
     Attributes:
-      name: the model's name in the API.
-      task: what the run does, as errors and the page call it.
+      name: of the service; of a run, the model's name in the API.
+      task: what it does, as errors and the page call it.
       route: path of the requests that it serves.
+      page: path of its page.
+      model_names: names of the models that requests may choose.
       requests: the requests in progress of the whole endpoint.
+      sample_rate: of the audio that it takes, in Hz.
     """
 
     task: str
     route: str
-    picture_route: ClassVar[str]
+    page: ClassVar[str] = ""
+    model_names: Sequence[str] = ()
 
-    def __init__(self, name: str, requests: Requests, experiment: Experiment, params: Any):
-        self.name, self.requests, self.limits = name, requests, requests.limits
-        self.experiment, self._params = experiment, params
-        self.sample_rate = experiment.sample_rate
-        frontend = experiment.frontend  # of samples there is no picture of frequencies
-        self._picture_of = FrontEnd(mel=LogMel()) if isinstance(frontend.mel, Waveform) else frontend
-        self._features = jax.jit(lambda batch: features(batch, self._picture_of, None))
-
-    @property
-    def model_names(self) -> tuple[str, ...]:
-        """Names of the models that requests may choose."""
-        return (self.name,)
+    def __init__(self, name: str, requests: Requests, sample_rate: int):
+        self.name, self.requests, self.limits, self.sample_rate = name, requests, requests.limits, sample_rate
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Ends the thread of the model, after what is being computed."""
+        """Ends what runs beside requests."""
 
     @abc.abstractmethod
     def add_routes(self, app: FastAPI) -> None:
@@ -73,19 +67,6 @@ class Service(abc.ABC):
     @abc.abstractmethod
     def health(self) -> dict[str, dict[str, int | float]]:
         """Returns counters of what was computed."""
-
-    def details(self) -> dict[str, Any]:
-        """Returns the fields of `/v1/models/NAME` that OpenAI's schema lacks."""
-        return {"task": self.task, "route": self.route, "card": self.card()}
-
-    def card(self) -> dict[str, Any]:
-        """Returns a description of the model for display."""
-        return {
-            "trained by": self.experiment.objective.kind,
-            "to": self.task,
-            "on": ", ".join(getattr(self.experiment.data, "sets", ())) or self.experiment.data.kind,
-            "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self._params)),
-        }
 
     async def run(
         self, client: Client, function: Callable[[Any], Any], work: Work, timeout: float | None = None
@@ -122,6 +103,33 @@ class Service(abc.ABC):
     async def upload_of(self, request: Request) -> Upload:
         """Reads a form with an audio file. Raises `ApiError` as `read_upload`."""
         return await read_upload(request, int(self.limits.max_megabytes * 2**20))
+
+
+class RunService(Service):
+    """A trained run and its share of an endpoint; closing it ends the thread of the model, after what it computes."""
+
+    picture_route: ClassVar[str]
+
+    def __init__(self, name: str, requests: Requests, experiment: Experiment, params: Any):
+        super().__init__(name, requests, experiment.sample_rate)
+        self.experiment, self._params = experiment, params
+        self.model_names = (name,)
+        frontend = experiment.frontend  # of samples there is no picture of frequencies
+        self._picture_of = FrontEnd(mel=LogMel()) if isinstance(frontend.mel, Waveform) else frontend
+        self._features = jax.jit(lambda batch: features(batch, self._picture_of, None))
+
+    def details(self) -> dict[str, Any]:
+        """Returns the fields of `/v1/models/NAME` that OpenAI's schema lacks."""
+        return {"task": self.task, "route": self.route, "card": self.card()}
+
+    def card(self) -> dict[str, Any]:
+        """Returns a description of the model for display."""
+        return {
+            "trained by": self.experiment.objective.kind,
+            "to": self.task,
+            "on": ", ".join(getattr(self.experiment.data, "sets", ())) or self.experiment.data.kind,
+            "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self._params)),
+        }
 
     def add_picture_route(self, app: FastAPI) -> None:
         """Adds the route of the page that returns the features of an audio file as a picture."""

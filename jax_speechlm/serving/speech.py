@@ -19,7 +19,7 @@ from jax_speechlm.recipes.experiment import Experiment
 from jax_speechlm.serving.admission import Client, GivenUpError, Requests, Work, timed_out
 from jax_speechlm.serving.encoders import ENCODERS
 from jax_speechlm.serving.forms import ApiError, Body, read_json
-from jax_speechlm.serving.service import Service, chain
+from jax_speechlm.serving.service import RunService, chain
 from jax_speechlm.serving.streams import AudioStream, EventStream
 
 ROUTE = "/v1/audio/speech"
@@ -115,7 +115,7 @@ class Speaking(Work):
         self.wish, self.num_samples = wish, 0
 
 
-class Synthesis(Service):
+class Synthesis(RunService):
     """A voice and the thread that owns it."""
 
     task, route, picture_route = "synthesize", ROUTE, "/page/speech/log-mel"

@@ -18,7 +18,7 @@ from jax_speechlm.serving.admission import Client, Requests
 from jax_speechlm.serving.answers import FORMATS, Wish
 from jax_speechlm.serving.batcher import Batcher, Caller
 from jax_speechlm.serving.forms import ApiError, Body, Upload
-from jax_speechlm.serving.service import Service, chain
+from jax_speechlm.serving.service import RunService, chain
 from jax_speechlm.serving.streaming import Streaming
 from jax_speechlm.serving.streams import EventStream
 
@@ -36,7 +36,7 @@ _SCHEMA = {"type": "object", "required": ["file"], "properties": _FIELDS}
 _FORM = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _SCHEMA}}}}
 
 
-class Transcription(Service):
+class Transcription(RunService):
     """A transcriber and the thread that owns it, with the adapters of its run.
 
     A request chooses an adapter by its field `model`: NAME:ADAPTER. All share the base's arrays in memory.
@@ -60,14 +60,11 @@ class Transcription(Service):
         self.streaming = streaming
         self.batcher = Batcher(seconds_per_batch)
         self._transcribers = {name: transcriber} | {f"{name}:{key}": each for key, each in adapters.items()}
+        self.model_names = tuple(self._transcribers)
         self._encoders = {
             key: functools.partial(each.encode_audio, seconds_per_batch=seconds_per_batch)
             for key, each in self._transcribers.items()
         }
-
-    @property
-    def model_names(self) -> tuple[str, ...]:
-        return tuple(self._transcribers)
 
     def close(self) -> None:
         self.batcher.close()

@@ -1,4 +1,4 @@
-"""Wyoming, the protocol of Home Assistant's voice pipelines, over the same runs as the HTTP endpoint.
+"""Wyoming, the protocol of Home Assistant's voice pipelines, over the same services as the HTTP endpoint.
 
 A connection carries events: a line of JSON, then bytes of JSON and of audio whose lengths the line states. The package
 `wyoming` defines the events; reading them is done here, because its reader takes any length that a client states.
@@ -10,6 +10,7 @@ import io
 import json
 import logging
 import socket
+import uuid
 import wave
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -19,11 +20,24 @@ from wyoming.asr import Transcribe, Transcript, TranscriptChunk, TranscriptStart
 from wyoming.audio import AudioChunk, AudioFormat, AudioStart, AudioStop
 from wyoming.error import Error
 from wyoming.event import Event, Eventable, async_write_event
-from wyoming.info import AsrModel, AsrProgram, Attribution, Describe, Info, TtsProgram, TtsVoice, TtsVoiceSpeaker
+from wyoming.handle import Handled, NotHandled
+from wyoming.info import (
+    AsrModel,
+    AsrProgram,
+    Attribution,
+    Describe,
+    HandleModel,
+    HandleProgram,
+    Info,
+    TtsProgram,
+    TtsVoice,
+    TtsVoiceSpeaker,
+)
 from wyoming.ping import Ping, Pong
 from wyoming.tts import Synthesize
 
 from jax_speechlm.serving.admission import Requests
+from jax_speechlm.serving.conversations import Conversations, checked_text
 from jax_speechlm.serving.encoders import PCM_RATE
 from jax_speechlm.serving.forms import ApiError, Upload, internal_error
 from jax_speechlm.serving.service import Service
@@ -38,11 +52,12 @@ _EVENT_BYTES = 2**20  # of an event's JSON, and of its audio
 _IDLE_SECONDS = 60.0  # that a client may be silent, or not read a response
 _REFUSED_SECONDS = 5.0  # that a client may go on sending after an error
 _RATES, _WIDTHS, _CHANNELS = range(4_000, 192_001), (1, 2, 3, 4), range(1, 9)
+_NAME_CHARACTERS = 200
 _AUTHOR = Attribution(name="jax_speechlm", url="")
 
 
 class Wyoming:
-    """Answers the protocol's requests for transcripts and speech."""
+    """Answers the protocol's requests for transcripts, speech, and replies of a dialogue."""
 
     def __init__(self, services: Sequence[Service], requests: Requests, languages: Sequence[str]):
         """Serves the runs of an endpoint.
@@ -53,6 +68,7 @@ class Wyoming:
         self.requests, self.languages = requests, list(languages)
         self.recognizer = next((service for service in services if isinstance(service, Transcription)), None)
         self.voice = next((service for service in services if isinstance(service, Synthesis)), None)
+        self.conversations = next((service for service in services if isinstance(service, Conversations)), None)
         self._connections = 0
 
     async def run(self, listener: socket.socket) -> None:
@@ -66,7 +82,7 @@ class Wyoming:
     def info(self) -> Info:
         """Returns what clients ask for first: the runs that are served."""
         common = {"attribution": _AUTHOR, "installed": True, "version": version("jax_speechlm")}
-        asr, tts = [], []
+        asr, tts, handle = [], [], []
         if (recognizer := self.recognizer) is not None:
             model = AsrModel(name=recognizer.name, description=None, languages=self.languages, **common)
             program = {"name": "jax_speechlm", "description": f"{recognizer.task}s", "models": [model]}
@@ -75,7 +91,12 @@ class Wyoming:
             speakers = [TtsVoiceSpeaker(name) for name in voice.voice.speakers] or None
             voices = TtsVoice(name=voice.name, description=None, languages=self.languages, speakers=speakers, **common)
             tts.append(TtsProgram(name="jax_speechlm", description=f"{voice.task}s", voices=[voices], **common))
-        return Info(asr=asr, tts=tts)
+        if self.conversations is not None:
+            dialogue = self.conversations.dialogue
+            model = HandleModel(name=dialogue.name, description=None, languages=[dialogue.language], **common)
+            program = {"name": "jax_speechlm", "description": "holds a dialogue", "models": [model]}
+            handle.append(HandleProgram(**program, **common))
+        return Info(asr=asr, tts=tts, handle=handle)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._connections += 1
@@ -106,6 +127,7 @@ class _Connection:
         self._wyoming, self._reader, self._writer = wyoming, reader, writer
         self._format: tuple[int, int, int] | None = None
         self._audio = bytearray()
+        self._id = uuid.uuid4().hex
 
     async def is_disconnected(self) -> bool:
         return self._reader.at_eof()
@@ -170,6 +192,8 @@ class _Connection:
             await self._transcribe()
         elif Synthesize.is_type(event.type):
             await self._synthesize(_parse(Synthesize, event))
+        elif Transcript.is_type(event.type):
+            await self._converse(_parse(Transcript, event))
 
     def _named(self, name: str | None, service: Service | None) -> Service:
         """Returns the service of a request that may name it."""
@@ -223,6 +247,27 @@ class _Connection:
                     else:
                         await self.write(Transcript(event["text"]))
             await self.write(TranscriptStop())
+
+    async def _converse(self, said: Transcript) -> None:
+        """Takes a turn of the conversation that the context names, by default of the connection's own.
+
+        One that is not open begins with this turn; an empty text, a silence, then has the first prompt for a reply.
+        """
+        if (conversations := self._wyoming.conversations) is None:
+            raise ApiError(404, "no dialogue is served here", code="wrong_task")
+        context = said.context or {}
+        if not isinstance(context, dict):
+            raise _invalid(f"context must be an object; got {context!r:.80}")
+        name, text = context.get("conversation_id", self._id), checked_text(said.text)
+        if not isinstance(name, str) or not 0 < len(name) <= _NAME_CHARACTERS:
+            raise _invalid(f"conversation_id must be a text of 1 to {_NAME_CHARACTERS} characters; got {name!r:.80}")
+        key = f"wyoming {name}"  # apart from those of pages
+        async with self._wyoming.requests.admitted(self):
+            turn = None if conversations.is_open(key) else conversations.begin(key)
+            if turn is None or (text.strip() and not turn.ended):
+                turn = await conversations.take(self, key, text)
+        kind = Handled if turn.understood else NotHandled
+        await self.write(kind(turn.say, {"conversation_id": name, "ended": turn.ended, **turn.state}))
 
     async def _synthesize(self, request: Synthesize) -> None:
         """Sends speech as it is computed."""

@@ -10,11 +10,12 @@ import pytest
 import soundfile
 import yaml
 
+from data_pipelines.audio.turns import next_turn
 from data_pipelines.core.errors import DataError
 from jax_speechlm.apps.dialogue.script import Script
 from jax_speechlm.apps.dialogue.session import Session
-from jax_speechlm.apps.dialogue.trial import Trial, load_conversations, reply_to
-from jax_speechlm.apps.dialogue.understanding import SpeechUnderstanding, next_turn, of_text
+from jax_speechlm.apps.dialogue.trial import Trial, load_conversations
+from jax_speechlm.apps.dialogue.understanding import SpeechUnderstanding, of_text, reply_to
 from jax_speechlm.cli import main
 from jax_speechlm.inference.asr.ctc import Recognizer
 from tests.serving.tone_voice import ToneVoice

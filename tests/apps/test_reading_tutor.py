@@ -15,12 +15,11 @@ from jax_speechlm.apps.tutoring.reading import (
     Reading,
     ReadingTutor,
     ReadWord,
-    match_words,
     read_text,
-    repetitions,
     spoken_form,
 )
 from jax_speechlm.cli import main
+from jax_speechlm.evaluation.read_words import match_words, repetitions
 from jax_speechlm.evaluation.replaced_words import report_of
 from jax_speechlm.inference.asr.ctc import Recognizer
 from tests.trained_tones import RATE, speak, trained_run

@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from jax_speechlm.decoding.ctc.goodness import by_alignment, without_alignment
 from jax_speechlm.decoding.ctc.alignment import force_align
+from jax_speechlm.decoding.ctc.goodness import by_alignment, without_alignment
 
 
 def posteriors(seed: int, num_frames: int, vocab: int) -> np.ndarray:

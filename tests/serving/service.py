@@ -16,8 +16,10 @@ from jax_speechlm.inference.asr.base import Transcriber
 from jax_speechlm.inference.asr.hypothesis import Endpointing
 from jax_speechlm.serving.admission import Limits, Requests
 from jax_speechlm.serving.app import make_app
+from jax_speechlm.serving.conversations import Conversations, Dialogue
 from jax_speechlm.serving.live import LiveStreams, StreamLimits
 from jax_speechlm.serving.server import make_server
+from jax_speechlm.serving.settings import ConversationLimits
 from jax_speechlm.serving.speech import Synthesis, Voice
 from jax_speechlm.serving.streaming import Streaming
 from jax_speechlm.serving.transcription import Transcription
@@ -32,6 +34,7 @@ class Server:
     Attributes:
       service: the recognizer that it serves.
       voice: the voice that it serves.
+      conversations: the conversations that it serves.
       client: speaks to it over HTTP.
       wyoming_port: of Home Assistant's protocol.
     """
@@ -44,6 +47,8 @@ class Server:
         idle_seconds: float = 15.0,
         voice: Voice | None = None,
         streams: StreamLimits | None = None,
+        dialogue: Dialogue | None = None,
+        conversations: ConversationLimits = ConversationLimits(),  # noqa: B008
         **options,
     ):
         self.requests, services = Requests(limits), []
@@ -57,6 +62,9 @@ class Server:
         if voice is not None:
             self.voice = Synthesis(voice, "voice", self.requests)
             services.append(self.voice)
+        if dialogue is not None:
+            self.conversations = Conversations(dialogue, self.requests, conversations)
+            services.append(self.conversations)
         listener, other = (socket.create_server(("127.0.0.1", 0)) for _ in range(2))
         self.wyoming_port = other.getsockname()[1]
         wyoming = Wyoming(services, self.requests, ("en",))

@@ -173,7 +173,7 @@ def test_what_there_is(server):
     assert card["parameters"] > 1000
     paths = client.get("/openapi.json").json()["paths"]
     assert {"/v1/audio/transcriptions", "/v1/models", "/health"} <= set(paths)
-    for path in ("/", "/page.js", "/listen.js", "/speak.js", "/recorder.js"):
+    for path in ("/", "/common.js", "/audio.js", "/page.js", "/listen.js", "/speak.js", "/recorder.js"):
         response = client.get(path)
         assert response.status_code == 200
         assert "default-src 'none'" in response.headers["content-security-policy"]

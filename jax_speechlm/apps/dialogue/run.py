@@ -6,18 +6,21 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tyro.conf import Positional
+from tyro.conf import OmitArgPrefixes, Positional
 
 from data_pipelines.audio import microphone as microphones
 from data_pipelines.audio.player import find_player, play_sound
+from data_pipelines.audio.turns import next_turn
 from data_pipelines.core.errors import DataError
 from jax_speechlm.apps.dialogue.script import Script
 from jax_speechlm.apps.dialogue.session import Session
-from jax_speechlm.apps.dialogue.trial import Trial, TrialReport, load_conversations, reply_to
-from jax_speechlm.apps.dialogue.understanding import Meaning, SpeechUnderstanding, next_turn, of_text
+from jax_speechlm.apps.dialogue.trial import Trial, load_conversations
+from jax_speechlm.apps.dialogue.understanding import Meaning, SpeechUnderstanding, of_text, reply_to
+from jax_speechlm.evaluation.conversations import TrialReport
 from jax_speechlm.inference.load import open_transcriber
 from jax_speechlm.inference.synthesize import Synthesizer
 from jax_speechlm.inference.vocode import GRIFFIN_LIM
+from jax_speechlm.serving.settings import Address, ConversationLimits
 
 
 def chat(
@@ -32,8 +35,13 @@ def chat(
     user_voice: Path | None = None,
     out: Path | None = None,
     graph: bool = False,
+    serve: bool = False,
+    address: OmitArgPrefixes[Address] = Address(),  # noqa: B008  frozen
+    limits: OmitArgPrefixes[ConversationLimits] = ConversationLimits(),  # noqa: B008  frozen
 ) -> None:
     """Holds a dialogue that is declared in a YAML file; prints what it says, and at the end what was completed.
+
+    With --serve many hold it at a time: on a page with a microphone, over HTTP and over Wyoming.
 
     Args:
       dialogue: its file, or a shipped one: coffee, voicemail.
@@ -47,11 +55,16 @@ def chat(
       user_voice: a voice for the turns of scripted conversations without a recording; by default that of --tts.
       out: folder of the report on scripted conversations; by default <dialogue>-trial.
       graph: prints the dialogue as a graph in Mermaid's format, and ends.
+      serve: answers conversations over HTTP, with a page, until Ctrl-C.
+      address: where the service is reached, with --serve.
+      limits: of the service's conversations.
     """
     script = Script.load(dialogue)
     if graph:
         print(script.graph(), end="")
         return
+    if serve and (microphone or conversations):
+        raise ValueError("--serve takes its turns from a page: leave out --microphone and --conversations")
     if microphone and asr is None:
         raise ValueError("--microphone needs a run that transcribes: name one with --asr")
     recognizer = None if asr is None else SpeechUnderstanding(open_transcriber(asr), threshold)
@@ -62,6 +75,13 @@ def chat(
         report.publish(out or Path(f"{script.file.path.stem}-trial"), str(conversations))
         if report.failed and recognizer is None:
             raise DataError(f"{len(report.failed)} of {len(report.outcomes)} conversations failed")
+        return
+    if serve:
+        try:
+            from jax_speechlm.apps.dialogue import serve as service
+        except ModuleNotFoundError as error:
+            raise ValueError(f"{error.name} is missing: pip install 'jax_speechlm[serve]'") from error
+        service.serve(script, recognizer, voice, address, limits)
         return
     say = _speaker(voice)
     listen = _read if not microphone or recognizer is None else _listener(recognizer, script.declared.timeout.seconds)

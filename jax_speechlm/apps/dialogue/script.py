@@ -14,11 +14,11 @@ import pydantic
 
 from jax_speechlm.apps.commands import grammar as grammars
 from jax_speechlm.apps.commands.grammar import Grammar
-from jax_speechlm.apps.dialogue.phrases import PHRASES
 from jax_speechlm.apps.yaml_file import Place, YamlFile
 from jax_speechlm.core.config import Config
 
 SHIPPED = Path(__file__).parent
+_LANGUAGES = {path.stem: path for path in (SHIPPED / "phrases").glob("*.yaml")}
 
 _TEMPLATES = jinja2.sandbox.SandboxedEnvironment(undefined=jinja2.StrictUndefined)
 _BEFORE_PUNCTUATION = re.compile(r" ([.,;:?!])")
@@ -91,28 +91,31 @@ class Node(Config):
         return tuple(choice.next for choice in self.choices) or ((self.next,) if self.next else ())
 
 
-class Timeout(Config):
-    """Reaction to silence.
-
-    Attributes:
-      seconds: of silence.
-      say: prompt before the question is repeated.
-      most: times in a row after which the dialogue ends.
-    """
-
-    seconds: pydantic.PositiveFloat = 8.0
-    say: str = "Are you still there?"
-    most: pydantic.PositiveInt = 2
-
-
-class Misunderstood(Config):
-    """Reaction to a turn outside the grammar.
+class Reaction(Config):
+    """Reaction to a turn that is none.
 
     Attributes:
       say: prompt before the question is repeated.
       most: times in a row after which the dialogue ends.
       end: last prompt.
     """
+
+    say: str
+    most: pydantic.PositiveInt
+    end: str
+
+
+class Timeout(Reaction):
+    """Reaction to silence of some `seconds`."""
+
+    seconds: pydantic.PositiveFloat = 8.0
+    say: str = "Are you still there?"
+    most: pydantic.PositiveInt = 2
+    end: str = "I heard nothing, so I end here."
+
+
+class Misunderstood(Reaction):
+    """Reaction to a turn outside the grammar."""
 
     say: str = "Sorry, I did not understand."
     most: pydantic.PositiveInt = 3
@@ -170,11 +173,7 @@ class Script:
             line.
         """
         file = YamlFile.read(name, SHIPPED)
-        try:
-            declared = Declaration.model_validate(dict(file.values))
-        except pydantic.ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            raise file.error(first["loc"], first["msg"].removeprefix("Value error, ")) from error
+        declared = file.validated(Declaration)
         intents: dict[str, Any] = {"lists": {}, "expansion_rules": {}, "skip_words": []}
         data = {}
         if declared.grammar is not None:
@@ -183,8 +182,8 @@ class Script:
             Grammar.compiled(source)  # its own errors first
             data = {name: intent["data"] for name, intent in source.values["intents"].items()}
             intents |= {name: value for name, value in source.values.items() if name not in ("intents", "language")}
-        own = PHRASES.get(declared.language, {})
-        script = cls(file, declared, intents, data, own | declared.phrases)
+        common = YamlFile.read(_LANGUAGES[declared.language], SHIPPED).values if declared.language in _LANGUAGES else {}
+        script = cls(file, declared, intents, data, {**common, **declared.phrases})
         script._check()
         return script
 

@@ -12,7 +12,7 @@ from data_pipelines.core.errors import DataError
 from jax_speechlm.apps.commands.grammar import Grammar
 
 _COMPILING = threading.Lock()
-_FIELDS = ("node", "is_confirming", "slots", "offered", "question", "misunderstood", "silences", "is_over", "done")
+_FIELDS = ("node", "is_confirming", "slots", "offered", "question", "misunderstood", "silences", "ended", "done")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Session:
       node: name of the present node.
       slots: values of the present form.
       done: the forms that were completed.
-      is_over: the conversation has ended.
+      ended: why the conversation has ended: "complete", "silence" or "misunderstood"; "" while it goes on.
     """
 
     def __init__(self, script: scripts.Script):
@@ -43,7 +43,16 @@ class Session:
         self.offered: str | None = None
         self.question = ""
         self.misunderstood = self.silences = 0
-        self.is_over, self.done = False, list[Done]()
+        self.ended, self.done = "", list[Done]()
+
+    @property
+    def is_over(self) -> bool:
+        return bool(self.ended)
+
+    @property
+    def is_understood(self) -> bool:
+        """Whether the last turn was one that is expected."""
+        return not (self.silences or self.misunderstood)
 
     def start(self) -> str:
         """Returns the first prompt."""
@@ -57,12 +66,8 @@ class Session:
 
     def take_silence(self) -> str:
         """Takes a silence of `timeout.seconds`; returns the reply."""
-        timeout = self.script.declared.timeout
         self.silences += 1
-        if self.silences > timeout.most:
-            self.is_over = True
-            return ""
-        return f"{timeout.say} {self.question}"
+        return self._ask_again(self.script.declared.timeout, self.silences, "silence")
 
     def take(self, intent: str | None, slots: Mapping[str, str]) -> str:
         """Takes a turn of the user; returns the reply.
@@ -77,7 +82,8 @@ class Session:
         declared, node = self.script.declared, self._node
         kind, _, name = (intent or "").partition(" ") if (intent or "=").startswith("=") else ("form", "", "")
         if not kind or (kind == "=nth" and int(name) >= self._offers):
-            return self._misunderstand()
+            self.misunderstood += 1
+            return self._ask_again(declared.misunderstood, self.misunderstood, "misunderstood")
         self.misunderstood = 0
         if kind == "=cancel":
             return self._arrive(declared.start)
@@ -94,10 +100,14 @@ class Session:
         self.slots |= slots
         return self._go_on()
 
+    def state(self) -> dict[str, Any]:
+        """Returns the state, as JSON has it."""
+        fields = {name: getattr(self, name) for name in _FIELDS}
+        return fields | {"done": [dataclasses.asdict(each) for each in self.done]}
+
     def to_json(self) -> str:
         """Returns the state, for a service that keeps it between turns."""
-        state = {name: getattr(self, name) for name in _FIELDS}
-        return json.dumps(state | {"done": [dataclasses.asdict(each) for each in self.done]})
+        return json.dumps(self.state())
 
     @classmethod
     def from_json(cls, script: scripts.Script, text: str) -> "Session":
@@ -127,11 +137,9 @@ class Session:
         self.question = self.script.say(question, self.slots)
         return self.question
 
-    def _misunderstand(self) -> str:
-        reaction = self.script.declared.misunderstood
-        self.misunderstood += 1
-        if self.misunderstood > reaction.most:
-            self.is_over = True
+    def _ask_again(self, reaction: scripts.Reaction, times: int, kind: str) -> str:
+        if times > reaction.most:
+            self.ended = kind
             return reaction.end
         return f"{reaction.say} {self.question}"
 
@@ -146,7 +154,7 @@ class Session:
         if node.choices:
             return said
         if node.next is None:
-            self.is_over = True
+            self.ended = "complete"
             return said
         return f"{said} {self._arrive(node.next)}"
 
@@ -167,7 +175,7 @@ class Session:
         self.done.append(Done(self.node, node.intent or "", dict(self.slots)))
         said = self.script.say(node.done, self.slots)
         if node.next is None:
-            self.is_over = True
+            self.ended = "complete"
             return said
         return f"{said} {self._arrive(node.next)}".strip()
 

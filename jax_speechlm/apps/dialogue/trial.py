@@ -1,129 +1,20 @@
-"""Scripted conversations: a dialogue's tests, typed or spoken, and how often they succeed."""
+"""Scripted conversations with a dialogue, typed or spoken."""
 
-import statistics
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
-import pydantic
-from rich.table import Table
 
+from data_pipelines.audio import decode
 from jax_speechlm.apps.dialogue.script import SHIPPED, Script
 from jax_speechlm.apps.dialogue.session import Session
-from jax_speechlm.apps.dialogue.understanding import Meaning, SpeechUnderstanding, of_text
+from jax_speechlm.apps.dialogue.understanding import SpeechUnderstanding, of_text, reply_to
 from jax_speechlm.apps.yaml_file import YamlFile
-from jax_speechlm.core.config import Config
-from jax_speechlm.evaluation import base
-from jax_speechlm.evaluation.minimal_pairs import wilson_interval
+from jax_speechlm.evaluation import conversations
+from jax_speechlm.evaluation.conversations import Conversation, Conversations, Outcome, ScriptedTurn
+from jax_speechlm.inference.segmentation import Samples
 from jax_speechlm.inference.synthesize import Synthesizer
-
-
-class ScriptedTurn(Config):
-    """A turn of the user, and what should come of it.
-
-    Attributes:
-      user: what the user says.
-      audio: a recording of it, relative to the file; without one it is synthesised where speech is tried.
-      silence: nothing is said, instead.
-      says: a part of the reply.
-      at: the node after the turn.
-      slots: values of the form after the turn, those that matter.
-    """
-
-    user: str = ""
-    audio: str | None = None
-    silence: bool = False
-    says: str | None = None
-    at: str | None = None
-    slots: dict[str, str] = pydantic.Field(default_factory=dict)
-
-    @pydantic.model_validator(mode="after")
-    def _says_something_or_nothing(self):
-        if bool(self.user) == self.silence:
-            raise ValueError("a turn has what the user says, or silence: true")
-        return self
-
-
-class Conversation(Config):
-    """A scripted conversation.
-
-    Attributes:
-      done: slots of the forms that are completed in it, in order, all of them.
-      is_over: whether the dialogue has ended after it.
-    """
-
-    name: str
-    turns: Annotated[tuple[ScriptedTurn, ...], pydantic.Field(min_length=1)]
-    done: tuple[dict[str, str], ...] = ()
-    is_over: bool = True
-
-
-class Conversations(Config):
-    """The content of a file of scripted conversations."""
-
-    conversations: Annotated[tuple[Conversation, ...], pydantic.Field(min_length=1)]
-
-
-class Outcome(Config):
-    """What became of a scripted conversation.
-
-    Attributes:
-      wrong: what differs first; '' of a success.
-      turns: of the user.
-      understood: turns of speech that had the meaning of the text; None where it is typed.
-      latency: seconds from the end of a turn of speech to the reply's first sample, or its text, one per turn.
-      seconds: of the user's speech and of the computation.
-    """
-
-    name: str
-    wrong: str
-    turns: int
-    understood: int | None
-    latency: tuple[float, ...]
-    seconds: float
-
-
-class TrialReport(base.Report):
-    """Scripted conversations with a dialogue.
-
-    Attributes:
-      dialogue, speech: what was tried, and how turns were said: "typed", "recorded or synthesised".
-    """
-
-    dialogue: str
-    speech: str
-    outcomes: tuple[Outcome, ...]
-
-    @property
-    def failed(self) -> list[Outcome]:
-        return [outcome for outcome in self.outcomes if outcome.wrong]
-
-    def tables(self) -> Iterator[Table]:
-        """Yields success with its interval, turns, time, and the failures."""
-        outcomes, count = self.outcomes, len(self.outcomes)
-        share = 1 - len(self.failed) / count
-        low, high = wilson_interval(share, count)
-        table = Table(title=f"{self.dialogue}, {count} scripted conversations, {self.speech}")
-        for column in ("success [95 %]", "turns", "seconds", "turns understood", "latency, median, ms"):
-            table.add_column(column, justify="right")
-        heard = [outcome.understood for outcome in outcomes if outcome.understood is not None]
-        turns = sum(outcome.turns for outcome in outcomes)
-        delays = [delay for outcome in outcomes for delay in outcome.latency]
-        table.add_row(
-            f"{share:.0%} [{low:.0%}, {high:.0%}]",
-            f"{turns / count:.1f}",
-            f"{statistics.mean(outcome.seconds for outcome in outcomes):.1f}",
-            f"{sum(heard)} of {turns}" if heard else "-",
-            f"{1000 * statistics.median(delays):.0f}" if delays else "-",
-        )
-        yield table
-        if self.failed:
-            failures = Table("conversation", "first difference", title="failed")
-            for outcome in self.failed:
-                failures.add_row(outcome.name, outcome.wrong)
-            yield failures
 
 
 @runtime_checkable
@@ -138,12 +29,7 @@ class Voice(Protocol):
 def load_conversations(name: str | Path) -> tuple[tuple[Conversation, ...], Path]:
     """Reads scripted conversations; returns them with the folder of their recordings. Raises `DataError`."""
     file = YamlFile.read(name, SHIPPED)
-    try:
-        loaded = Conversations.model_validate(dict(file.values))
-    except pydantic.ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise file.error(first["loc"], first["msg"].removeprefix("Value error, ")) from error
-    return loaded.conversations, file.path.parent
+    return file.validated(Conversations).conversations, file.path.parent
 
 
 class Trial:
@@ -168,51 +54,27 @@ class Trial:
 
     def hold(self, conversation: Conversation) -> Outcome:
         """Holds one conversation, to its end or to the end of the dialogue."""
-        session, wrong = Session(self.script), ""
+        session, typed = Session(self.script), None
         session.start()
-        understood, latency, seconds = 0, [], 0.0
-        for number, turn in enumerate(conversation.turns, 1):
-            if session.is_over:
-                wrong = wrong or f"turn {number}: the dialogue is over"
-                break
-            expected = session.expected
-            recording = None if turn.silence or self.recognizer is None else self._recording(turn)
-            begin = time.perf_counter()
-            if turn.silence:
-                meaning = None
-            elif recording is None:
-                meaning = of_text(turn.user, expected)
-            else:
-                seconds += len(recording) / self.recognizer.rate
-                meaning = self.recognizer.understand(recording, expected)
-                understood += meaning is not None and meaning[:2] == of_text(turn.user, expected)[:2]
+
+        def record(turn: ScriptedTurn) -> Samples | None:
+            nonlocal typed
+            typed = None if turn.silence else of_text(turn.user, session.expected)
+            return None if typed is None or self.recognizer is None else self._recording(turn)
+
+        def answer(turn: ScriptedTurn, recording: Samples | None) -> tuple[str, bool]:
+            meaning = typed if recording is None else self.recognizer.understand(recording, session.expected)
             reply = reply_to(session, meaning)
             if self.voice is not None and reply:
                 next(iter(self.voice.stream(reply)))
-            delay = time.perf_counter() - begin
-            seconds += delay
-            if not turn.silence:
-                latency.append(delay)
-            wrong = wrong or _difference(number, turn, session, reply)
-        done = tuple(each.slots for each in session.done)
-        if not wrong and done != conversation.done:
-            wrong = f"completed {list(done)} instead of {list(conversation.done)}"
-        if not wrong and session.is_over != conversation.is_over:
-            wrong = "the dialogue has not ended" if conversation.is_over else "the dialogue has ended"
-        return Outcome(
-            name=conversation.name,
-            wrong=wrong,
-            turns=len(conversation.turns),
-            understood=None if self.recognizer is None else understood,
-            latency=tuple(latency),
-            seconds=seconds,
-        )
+            return reply, recording is not None and meaning is not None and meaning[:2] == typed[:2]
 
-    def _recording(self, turn: ScriptedTurn) -> np.ndarray:
+        return conversations.hold(conversation, session, record, answer, self.recognizer and self.recognizer.rate)
+
+    def _recording(self, turn: ScriptedTurn) -> Samples:
         """Returns the samples of a turn, 16 bits at the recognizer's rate."""
         import soxr
 
-        from data_pipelines.audio import decode
         from data_pipelines.audio.wav import to_int16
 
         rate = self.recognizer.rate
@@ -222,20 +84,3 @@ class Trial:
             raise ValueError(f"{turn.user!r} has no recording: name one with `audio`, or a voice with --user-voice")
         (speech,) = self.user.synthesize([turn.user])
         return to_int16(soxr.resample(speech.samples, speech.sample_rate, rate))
-
-
-def reply_to(session: Session, meaning: Meaning | None) -> str:
-    """Takes a turn, or silence; returns the reply."""
-    return session.take_silence() if meaning is None else session.take(meaning.intent, meaning.slots)
-
-
-def _difference(number: int, turn: ScriptedTurn, session: Session, reply: str) -> str:
-    if turn.says is not None and turn.says not in reply:
-        return f"turn {number}: the reply is {reply!r}"
-    if turn.at not in (None, session.node):
-        return f"turn {number}: is at {session.node}, not at {turn.at}"
-    if wrong := {
-        name: session.slots.get(name) for name, value in turn.slots.items() if session.slots.get(name) != value
-    }:
-        return f"turn {number}: slots are {wrong}"
-    return ""

@@ -1,20 +1,16 @@
 """What a turn of the user means: typed, or spoken to any run that transcribes."""
 
-from collections.abc import Iterable
+import threading
 from typing import NamedTuple
-
-import numpy as np
 
 from jax_speechlm.apps.commands.grammar import Grammar, normal
 from jax_speechlm.apps.commands.nearest import nearest_sentence
 from jax_speechlm.apps.commands.run import THRESHOLDS, CommandRecognizer
+from jax_speechlm.apps.dialogue.session import Session
 from jax_speechlm.inference.asr.base import Transcriber
-from jax_speechlm.inference.segmentation import Recording, Samples
+from jax_speechlm.inference.segmentation import Recording
 
 _TYPED = 0.9  # similarity of a typed text to a sentence: a slip of the keyboard, not another word
-_LOUD = 10 ** (-40 / 20) * 2**15  # RMS of 16-bit samples, -40 dB of full scale
-_PAUSE = 0.8  # seconds of quiet that end a turn
-_LONGEST = 20.0  # seconds of a turn
 
 
 class Meaning(NamedTuple):
@@ -52,52 +48,28 @@ class SpeechUnderstanding:
         Args:
           threshold: confidence below which speech is not understood; None takes that of `jax-speechlm commands`.
         """
-        self._transcriber, self._threshold = transcriber, threshold
+        self.transcriber, self._threshold = transcriber, threshold
         self._recognizers: dict[Grammar, CommandRecognizer] = {}
+        self._lock = threading.Lock()  # conversations take turns
 
     @property
     def rate(self) -> int:
         """Of samples, in Hz."""
-        return self._transcriber.experiment.sample_rate
+        return self.transcriber.experiment.sample_rate
 
     def understand(self, recording: Recording, grammar: Grammar) -> Meaning | None:
         """Understands a recording; None of silence."""
-        if grammar not in self._recognizers:
-            self._recognizers[grammar] = CommandRecognizer(grammar, self._transcriber)
-        recognizer = self._recognizers[grammar]
-        (command,) = recognizer.recognize([recording])
+        with self._lock:
+            if grammar not in self._recognizers:
+                self._recognizers[grammar] = CommandRecognizer(grammar, self.transcriber)
+            recognizer = self._recognizers[grammar]
+            (command,) = recognizer.recognize([recording])
         if command.intent is None and not command.text:
             return None
         kept = command.above(THRESHOLDS[recognizer.method] if self._threshold is None else self._threshold)
         return Meaning(kept.intent, kept.slots, command.text)
 
 
-def next_turn(blocks: Iterable[Samples], rate: int, timeout: float) -> Samples | None:
-    """Cuts the next turn of the user out of what a microphone records: from the first sound to a pause of 0.8 s.
-
-    Args:
-      blocks: 16-bit samples, in order.
-      timeout: seconds without a sound after which there is no turn.
-
-    Returns:
-      The samples; None if nothing is said.
-
-    Raises:
-      EOFError: the recording was ended.
-    """
-    before, turn, quiet, waited = np.zeros(0, np.int16), list[Samples](), 0.0, 0.0
-    for block in blocks:
-        seconds = len(block) / rate
-        is_loud = np.sqrt(np.mean(np.square(block, dtype=np.float64))) > _LOUD
-        if not turn:
-            if is_loud:
-                turn = [before, block]
-            before, waited = block, waited + seconds
-            if waited >= timeout and not turn:
-                return None
-            continue
-        turn.append(block)
-        quiet = 0.0 if is_loud else quiet + seconds
-        if quiet >= _PAUSE or sum(map(len, turn)) >= _LONGEST * rate:
-            return np.concatenate(turn)
-    raise EOFError
+def reply_to(session: Session, meaning: Meaning | None) -> str:
+    """Takes a turn, or silence; returns the reply."""
+    return session.take_silence() if meaning is None else session.take(meaning.intent, meaning.slots)

@@ -88,11 +88,7 @@ def load_templates(name: str | Path) -> tuple[QuestionTemplates, tuple[CompiledT
       DataError: it cannot be read, or a template or query does not hold; the message names file and line.
     """
     file = YamlFile.read(name, SHIPPED)
-    try:
-        declared = QuestionTemplates.model_validate(dict(file.values))
-    except pydantic.ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise file.error(first["loc"], first["msg"].removeprefix("Value error, ")) from error
+    declared = file.validated(QuestionTemplates)
     prefixes = {"": OWN} | declared.prefixes
     compiled = []
     for number, each in enumerate(declared.questions):

@@ -1,16 +1,17 @@
 """Scores of short answers to questions: features of answer and reference, and a ridge regression on scores."""
 
 import collections
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import pydantic
 from jaxtyping import Float
 
 from data_pipelines.core.errors import DataError
-from data_pipelines.core.lines import parse_object, text_lines
+from data_pipelines.core.lines import parsed_objects
 from data_pipelines.text import scripts
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.errors import CheckpointError
@@ -79,33 +80,23 @@ def read_answers(path: Path, *, scored: bool) -> list[Answer]:
     Raises:
       DataError: the file is missing, empty or malformed; the message names the line.
     """
-    answers = []
-    try:
-        for number, line in text_lines(path):
-            if line.strip():
-                answers.append(_answer(path, number, line, scored))
-    except FileNotFoundError:
-        raise DataError(
-            f"{path} does not exist: name a .jsonl file with question, reference, answer and score"
-        ) from None
-    if not answers:
+    needed = "question, reference, answer" + (", score" if scored else "")
+    parse = functools.partial(_answer, scored=scored)
+    if not (answers := list(parsed_objects(path, parse, f"name JSON lines with {needed}"))):
         raise DataError(f"{path} holds no answers")
     return answers
 
 
-def _answer(path: Path, number: int, line: str, scored: bool) -> Answer:
-    try:
-        row = parse_object(line)
-        texts = [row[key] for key in ("question", "reference", "answer")]
-        if not all(isinstance(text, str) for text in texts):
-            raise TypeError("question, reference and answer are texts")
-        score = row["score"] if scored else None
-        if scored and (isinstance(score, bool) or not isinstance(score, int | float) or not np.isfinite(score)):
-            raise TypeError(f"the score {score!r} is no number")
-    except (ValueError, KeyError, TypeError) as error:
-        needed = "question, reference, answer" + (", score" if scored else "")
-        raise DataError(f"{path}, line {number}: not an answer ({error!r}); it needs {needed}") from error
-    return Answer(*texts, None if score is None else float(score))
+def _answer(row: dict[str, Any], scored: bool) -> Answer:
+    texts = [row[key] for key in ("question", "reference", "answer")]
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("question, reference and answer should be texts")
+    if not scored:
+        return Answer(*texts)
+    score = row["score"]
+    if isinstance(score, bool) or not isinstance(score, int | float) or not np.isfinite(score):
+        raise TypeError(f"the score {score!r} is no number")
+    return Answer(*texts, float(score))
 
 
 def open_embedder(run: str | None) -> Embed | None:

@@ -41,7 +41,7 @@ class Item(NamedTuple):
     due: datetime
 
 
-class PracticeStore:
+class PracticeStore(contextlib.AbstractContextManager):
     """The learners of a file and what they practise; a context manager, which closes it.
 
     Names are values, never part of a path or of SQL. What is erased is overwritten in the file.
@@ -67,9 +67,6 @@ class PracticeStore:
             self._connection.close()
             raise
 
-    def __enter__(self) -> "PracticeStore":
-        return self
-
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
@@ -94,20 +91,17 @@ class PracticeStore:
         with self._named_errors(), self._transaction():
             owner = self._learner(learner, make=True)
             row = self._connection.execute(
-                "SELECT id, card FROM items WHERE learner = ? AND item = ?", (owner, item)
+                "SELECT card FROM items WHERE learner = ? AND item = ?", (owner, item)
             ).fetchone()
-            card = fsrs.Card(card_id=0, due=at) if row is None else self._card(row[1])
+            card = fsrs.Card(card_id=0, due=at) if row is None else self._card(row[0])
             card, _ = self._scheduler.review_card(card, fsrs.Rating.Good if knew else fsrs.Rating.Again, at)
             due = card.due.astimezone(UTC)
-            self._connection.execute(
+            (number,) = self._connection.execute(
                 "INSERT INTO items (learner, item, card, due) VALUES (?, ?, ?, ?) "
-                "ON CONFLICT (learner, item) DO UPDATE SET card = excluded.card, due = excluded.due",
+                "ON CONFLICT (learner, item) DO UPDATE SET card = excluded.card, due = excluded.due RETURNING id",
                 (owner, item, json.dumps(card.to_dict()), due.isoformat()),
-            )
-            self._connection.execute(
-                "INSERT INTO reviews SELECT id, ?, ? FROM items WHERE learner = ? AND item = ?",
-                (at.isoformat(), int(knew), owner, item),
-            )
+            ).fetchone()
+            self._connection.execute("INSERT INTO reviews VALUES (?, ?, ?)", (number, at.isoformat(), int(knew)))
         return due
 
     def items(self, learner: str) -> list[Item]:

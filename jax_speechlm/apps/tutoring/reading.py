@@ -4,27 +4,22 @@ import dataclasses
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
-from rapidfuzz import process
-from rapidfuzz.distance import Levenshtein
 
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.tokenizer import PHONES, Tokenizer
 from jax_speechlm.decoding.ctc import goodness
 from jax_speechlm.decoding.ctc.alignment import Span, force_align
 from jax_speechlm.decoding.ctc.greedy import collapse
+from jax_speechlm.evaluation.read_words import match_words, repetitions
 from jax_speechlm.inference.asr.align import has_known_character, word_tokens
 from jax_speechlm.inference.asr.ctc import Recognizer
 from jax_speechlm.inference.asr.decoder import Posteriors
 from jax_speechlm.inference.segmentation import Recording
 
 Verdict = Literal["correct", "substituted", "left out", "inserted", "repeated", "not judged"]
-Edit = tuple[int | None, int | None]
-"""A place in the text and one in what was recognised; one of them is None of a word left out, or inserted."""
-
-_GAP = 0.6  # cost of a word left out or inserted; a word in place of another costs their distance, at most 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +43,9 @@ class ReadWord:
       aligned, free: means over its tokens; None of a word without a time.
     """
 
-    word: str
-    verdict: Verdict
-    heard: str
+    word: str = ""
+    verdict: Verdict = "correct"
+    heard: str = ""
     start: float | None = None
     end: float | None = None
     pause: float = 0.0
@@ -71,18 +66,16 @@ class Reading:
     @property
     def summary(self) -> dict[str, float | int | None]:
         """Counts by verdict, accuracy, pauses, and words of the text a minute from the first word to the last."""
-        names: tuple[Verdict, ...] = ("correct", "substituted", "left out", "inserted", "repeated", "not judged")
-        counts = {name: self.count(name) for name in names}
+        counts = {name: self.count(name) for name in get_args(Verdict)}
         judged = counts["correct"] + counts["substituted"] + counts["left out"]
         times = [(word.start, word.end) for word in self.words if word.start is not None and word.end is not None]
         seconds = times[-1][1] - times[0][0] if times else 0.0
-        said = judged - counts["left out"]
         pauses = [word.pause for word in self.words if word.pause]
         return {
             **counts,
             "accuracy": round(counts["correct"] / judged, 4) if judged else None,
             "seconds": round(seconds, 3),
-            "words a minute": round(60 * said / seconds, 1) if seconds else 0.0,
+            "words a minute": round(60 * (judged - counts["left out"]) / seconds, 1) if seconds else 0.0,
             "correct words a minute": round(60 * counts["correct"] / seconds, 1) if seconds else 0.0,
             "pauses": len(pauses),
             "longest pause": round(max(pauses, default=0.0), 3),
@@ -143,9 +136,9 @@ class ReadingTutor:
             word = "" if place is None else words[judged[place]]
             if place is not None:  # words before it that are not judged
                 first = judged[place - 1] + 1 if place else 0
-                entries += [ReadWord(each, "not judged", "") for each in words[first : judged[place]]]
+                entries += [ReadWord(each, "not judged") for each in words[first : judged[place]]]
             if theirs is None:
-                entries.append(ReadWord(word, "left out", ""))
+                entries.append(ReadWord(word, "left out"))
                 continue
             entry = next(scored)
             if place is None:
@@ -155,7 +148,7 @@ class ReadingTutor:
             else:
                 verdict = "substituted"
             entries.append(dataclasses.replace(entry, word=word, heard=heard[theirs], verdict=verdict))
-        entries += [ReadWord(each, "not judged", "") for each in words[judged[-1] + 1 :]]
+        entries += [ReadWord(each, "not judged") for each in words[judged[-1] + 1 :]]
         return Reading(tuple(self._with_pauses(entries)))
 
     def forms(self, text: str) -> list[str]:
@@ -168,9 +161,7 @@ class ReadingTutor:
         if any(word.free is None for word in scored):
             return None
         compared = [word for word in self.compare(" ".join(words), log_probs).words if word.word]
-        return [
-            (own.aligned, own.free, word.verdict == "correct") for own, word in zip(scored, compared, strict=True)
-        ]
+        return [(own.aligned, own.free, word.verdict == "correct") for own, word in zip(scored, compared, strict=True)]
 
     def score(self, log_probs: Posteriors, said: Sequence[str]) -> list[ReadWord]:
         """Returns times and scores of words, given in characters that the recognizer knows (`spoken_form`).
@@ -183,7 +174,7 @@ class ReadingTutor:
         (spans,) = force_align([log_probs], [tokens])
         (free,) = goodness.without_alignment([log_probs], [tokens])
         if spans is None or free is None:
-            return [ReadWord("", "correct", "")] * len(said)
+            return [ReadWord()] * len(said)
         parts: list[list[tuple[Span, TokenScore]]] = [[] for _ in said]
         aligned = goodness.by_alignment(log_probs, spans)
         for (token, word), span, *scores in zip(labelled, spans, aligned, free, strict=True):
@@ -191,9 +182,6 @@ class ReadingTutor:
                 parts[word].append((span, TokenScore(tokenizer.pieces[token].replace("\u2581", ""), *scores)))
         return [
             ReadWord(
-                "",
-                "correct",
-                "",
                 start=round(own[0][0].start * self._frame, 3),
                 end=round(own[-1][0].end * self._frame, 3),
                 aligned=float(np.mean([score.aligned for _, score in own])),
@@ -228,51 +216,6 @@ def unknown_letters(tokenizer: Tokenizer, text: str) -> list[str]:
 def _key(word: str) -> str:
     """Returns what two words are compared by: letters, marks and digits, without case."""
     return "".join(each for each in word.casefold() if unicodedata.category(each)[0] in "LMN")
-
-
-def match_words(expected: Sequence[str], heard: Sequence[str]) -> list[Edit]:
-    """Aligns words with those that were recognised, at the least cost.
-
-    A word in place of another costs the share of letters that differ. Of a word said twice, the last one counts.
-    """
-    cost = np.zeros((len(expected) + 1, len(heard) + 1))
-    cost[:, 0], cost[0] = _GAP * np.arange(len(expected) + 1), _GAP * np.arange(len(heard) + 1)
-    apart = process.cdist(expected, heard, scorer=Levenshtein.normalized_distance, dtype=np.float64)
-    for i in range(1, len(expected) + 1):
-        for j in range(1, len(heard) + 1):
-            gap = min(cost[i - 1, j], cost[i, j - 1]) + _GAP
-            cost[i, j] = min(cost[i - 1, j - 1] + apart[i - 1, j - 1], gap)
-    edits: list[Edit] = []
-    i, j = len(expected), len(heard)
-    while i or j:
-        if i and j and cost[i, j] == cost[i - 1, j - 1] + apart[i - 1, j - 1]:
-            i, j = i - 1, j - 1
-            edits.append((i, j))
-        elif j and cost[i, j] == cost[i, j - 1] + _GAP:
-            j -= 1
-            edits.append((None, j))
-        else:
-            i -= 1
-            edits.append((i, None))
-    return edits[::-1]
-
-
-def repetitions(expected: Sequence[str], heard: Sequence[str], edits: Sequence[Edit]) -> set[int]:
-    """Returns the inserted words that are a word of the text, or its beginning, said once more.
-
-    Of a run of n inserted words, each is compared with the n words of the text before it and after it.
-    """
-    again: set[int] = set()
-    run: list[int] = []
-    following = 0
-    for place, theirs in [*edits, (len(expected), None)]:
-        if place is None:
-            run.append(theirs)
-            continue
-        near = expected[max(following - len(run), 0) : following + len(run)]
-        again |= {each for each in run if heard[each] and any(word.startswith(heard[each]) for word in near)}
-        run, following = [], place + 1
-    return again
 
 
 def read_text(path: Path) -> str:

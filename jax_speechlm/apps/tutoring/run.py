@@ -7,12 +7,13 @@ import unicodedata
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from tyro.conf import Positional
 from tyro.extras import subcommand_cli_from_dict
 
 from data_pipelines.core.errors import DataError
-from data_pipelines.core.lines import parse_object, text_lines
+from data_pipelines.core.lines import parsed_objects
 from jax_speechlm.apps.tutoring.answers import AnswerScorer, fit, read_answers
 from jax_speechlm.apps.tutoring.page import as_html
 from jax_speechlm.apps.tutoring.practice import PracticeStore
@@ -89,9 +90,8 @@ def validate(
       sets: names of prepared sets; "name:split" takes another split than --split.
       out: folder of the report; by default <run>/tutor/<sets>-<split>.
     """
-    tutor = ReadingTutor(Recognizer.load(run))
-    speech = EvaluationSpeech(tutor.recognizer, sets, split, data_dir, seconds_per_batch)
-    recognizer = tutor.recognizer
+    tutor = ReadingTutor(recognizer := Recognizer.load(run))
+    speech = EvaluationSpeech(recognizer, sets, split, data_dir, seconds_per_batch)
     transcripts = [tutor.forms(text) for text in speech.index.column("text").to_pylist()]
     rows = (row for batch in speech.batches() for row in recognizer.posteriors(iter((batch,))).items())
     scores, skipped = measure_replaced_words(rows, transcripts, tutor.judge)
@@ -152,8 +152,7 @@ def practice(
         for items, is_known in ((knew, True), (forgot, False)):
             for item in items:
                 stored.review(learner, item, is_known)
-        now = datetime.now(UTC)
-        every = stored.items(learner)
+        every, now = stored.items(learner), datetime.now(UTC)
         due = [each for each in every if each.due <= now]
         for each in due:
             print(json.dumps({"item": each.item, "due": each.due.isoformat()}, ensure_ascii=False))
@@ -164,21 +163,18 @@ def practice(
 def _outcomes(path: Path) -> dict[str, bool]:
     """Returns the words of a reading, and whether each was read correctly every time. Raises `DataError`."""
     outcomes: dict[str, bool] = {}
-    try:
-        for number, line in text_lines(path):
-            try:
-                row = parse_object(line)
-                word, verdict = row["word"], row["verdict"]
-                if not isinstance(word, str):
-                    raise TypeError("word is no text")
-            except (ValueError, KeyError, TypeError) as error:
-                raise DataError(f"{path}, line {number}: is no word of a reading ({error!r})") from error
-            word = word.casefold().strip("".join(each for each in word if unicodedata.category(each)[0] in "PSZC"))
-            if word and verdict in ("correct", "substituted", "left out"):
-                outcomes[word] = outcomes.get(word, True) and verdict == "correct"
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist: name words.jsonl of jax-speechlm tutor read") from None
+    for word, verdict in parsed_objects(path, _read_word, "name words.jsonl of jax-speechlm tutor read"):
+        if word and verdict in ("correct", "substituted", "left out"):
+            outcomes[word] = outcomes.get(word, True) and verdict == "correct"
     return outcomes
+
+
+def _read_word(row: dict[str, Any]) -> tuple[str, Any]:
+    """Returns a word of a reading without case and punctuation, and its verdict."""
+    if not isinstance(word := row["word"], str):
+        raise TypeError("word should be a text")
+    outside = "".join(each for each in word if unicodedata.category(each)[0] in "PSZC")
+    return word.casefold().strip(outside), row["verdict"]
 
 
 def export(learner: Positional[str], *, out: Path | None = None, store: Path = _STORE) -> None:

@@ -65,25 +65,6 @@ async function show(audio) {
   }
 }
 
-function wav(parts) {
-  const count = parts.reduce((sum, part) => sum + part.length, 0);
-  const view = new DataView(new ArrayBuffer(44 + 2 * count));
-  const text = (at, value) => [...value].forEach((letter, i) => view.setUint8(at + i, letter.charCodeAt(0)));
-  text(0, "RIFF"); view.setUint32(4, 36 + 2 * count, true); text(8, "WAVEfmt ");
-  view.setUint32(16, 16, true); view.setUint16(20, 1, true); view.setUint16(22, 1, true);
-  view.setUint32(24, RATE, true); view.setUint32(28, 2 * RATE, true);
-  view.setUint16(32, 2, true); view.setUint16(34, 16, true);
-  text(36, "data"); view.setUint32(40, 2 * count, true);
-  let at = 44;
-  for (const part of parts) {
-    for (const value of part) {
-      view.setInt16(at, Math.max(-1, Math.min(1, value)) * 32767, true);
-      at += 2;
-    }
-  }
-  return new Blob([view.buffer], { type: "audio/wav" });
-}
-
 const length = (parts) => parts.reduce((sum, part) => sum + part.length, 0) / RATE;
 
 function without(parts, seconds) {
@@ -99,19 +80,18 @@ function without(parts, seconds) {
 let recording = null;
 
 async function record() {
-  const stream = await navigator.mediaDevices.getUserMedia({ audio: true });
-  const context = new AudioContext({ sampleRate: RATE });
-  await context.audioWorklet.addModule("/recorder.js");
-  const node = new AudioWorkletNode(context, "recorder");
-  const now = recording = { stream, context, all: [], pending: [], settled: "", timer: 0, send: null };
-  if (streams) now.send = await live(now);
-  node.port.onmessage = ({ data }) => {
-    now.all.push(data);
-    if (now.send) now.send(data);
-    else now.pending.push(data);
+  const now = { all: [], pending: [], settled: "", timer: 0, send: null };
+  now.release = await openMicrophone(RATE, (samples) => {
+    now.all.push(samples);
+    if (now.send) now.send(samples);
+    else now.pending.push(samples);
     $("seconds").textContent = `${length(now.all).toFixed(1)} s`;
-  };
-  context.createMediaStreamSource(stream).connect(node);
+  });
+  recording = now;
+  if (streams) {
+    now.send = await live(now);
+    now.pending.splice(0).forEach(now.send);
+  }
   $("record").setAttribute("aria-pressed", "true");
   $("record").textContent = "Stop";
   $("result").hidden = true;
@@ -148,7 +128,7 @@ async function listen(now) {
   const parts = [...now.pending];
   try {
     if (length(parts) > 0.3) {
-      const heard = await transcribe(wav(parts));
+      const heard = await transcribe(wav(parts, RATE));
       if (recording !== now) return;
       showText(now.settled, heard.text);
       if (length(parts) > LIVE_MOST) {
@@ -170,11 +150,10 @@ async function stop() {
   recording = null;
   clearTimeout(now.timer);
   if (now.close) now.close();
-  now.stream.getTracks().forEach((track) => track.stop());
-  await now.context.close();
+  await now.release();
   $("record").setAttribute("aria-pressed", "false");
   $("record").textContent = "Record";
-  if (now.all.length) await show(wav(now.all));
+  if (now.all.length) await show(wav(now.all, RATE));
 }
 
 $("record").addEventListener("click", () =>

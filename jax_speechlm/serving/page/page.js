@@ -1,23 +1,6 @@
 "use strict";
 
 const FRAME_WIDTH = 2;       // pixels
-const $ = (id) => document.getElementById(id);
-
-function say(text, isError = false, id = "status") {
-  $(id).textContent = text;
-  $(id).className = isError ? "status error" : "status";
-}
-
-async function post(path, audio, fields = []) {
-  const form = new FormData();
-  for (const [name, value] of fields) form.append(name, value);
-  form.append("file", audio, audio.name || "recording.wav");
-  const response = await fetch(path, { method: "POST", body: form });
-  const body = await response.json();
-  if (!response.ok) throw new Error(body.error.message);
-  return body;
-}
-
 function draw(canvas, mel, words) {
   const labels = words.length ? 34 : 0, bin = 2;
   canvas.width = Math.max(mel.frames * FRAME_WIDTH, 1);
