@@ -1,11 +1,13 @@
 """The page of a dialogue in a real browser, with a microphone that plays a file; skipped where there is no Chromium."""
 
+import numpy as np
 import pytest
 
 from tests.serving.browser import browsing
 from tests.serving.served_dialogues import letters, said
 from tests.serving.service import serving
 from tests.serving.tone_voice import ToneVoice
+from tests.trained_tones import RATE, speak
 
 pytestmark = pytest.mark.slow
 
@@ -19,9 +21,11 @@ def voice():
 def page(tmp_path_factory, voice):
     """A page that is open, whose microphone says "cba" once."""
     folder = tmp_path_factory.mktemp("page")
-    (folder / "said.wav").write_bytes(said("cba", 1.5))
+    (folder / "said.wav").write_bytes(said("cba", 0.5, 1.5))
+    dialogue = letters(folder)
+    dialogue.begin().understand(np.concatenate([speak("cba")[0], np.zeros(RATE, np.int16)]))  # compiles
     with (
-        serving(voice=voice, dialogue=letters(folder)) as server,
+        serving(voice=voice, dialogue=dialogue) as server,
         browsing(server.url, microphone=folder / "said.wav%noloop") as page,
     ):
         page.goto(f"{server.url}/dialogue")

@@ -7,9 +7,12 @@ const LEAD = 0.05;           // seconds from the arrival of samples to their pla
 
 // Opens the microphone; `take` gets samples in [-1, 1] at `rate` Hz. Returns what closes it.
 async function openMicrophone(rate, take) {
-  const stream = await navigator.mediaDevices.getUserMedia({ audio: true });
   const context = new AudioContext({ sampleRate: rate });
-  await context.audioWorklet.addModule("/recorder.js");
+  await context.audioWorklet.addModule("/recorder.js");  // before it is open, so that nothing of it is lost
+  const stream = await navigator.mediaDevices.getUserMedia({ audio: true }).catch(async (error) => {
+    await context.close();
+    throw error;
+  });
   const node = new AudioWorkletNode(context, "recorder");
   node.port.onmessage = ({ data }) => take(data);
   context.createMediaStreamSource(stream).connect(node);
