@@ -69,7 +69,8 @@ def test_posteriors_near_a_cut_are_those_of_the_whole(recognizer, long):
         windows = list(beam._windows([samples], max_seconds))
         heard = beam.encode_audio([window.samples for window in windows if window.samples is not None])
         found = iter(heard)
-        stretches = beam._stretches((w, None if w.samples is None else next(found)) for w in windows)
+        encoded = ((w, None if w.samples is None else next(found)) for w in windows)
+        stretches = beam._stretches(encoded, with_posteriors=True)
         return np.exp(np.concatenate([each.posteriors for each in stretches]))
 
     whole, parts = posteriors(1000.0), posteriors(10.0)
