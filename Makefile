@@ -19,7 +19,7 @@ QUICK := $(addprefix tests/data_pipelines/,batching core storage text tokenizers
 	$(addprefix tests/cli/test_,impossible_options.py kinds.py) $(addprefix tests/inference/test_,transcript.py windows.py) \
 	tests/core tests/apps/test_self_training.py tests/test_names_of_tasks.py
 
-.PHONY: help docs demo demo-tts test test-slow test-parity test-quick test-portable test-newest lint format golden clean
+.PHONY: help docs notebooks demo demo-tts test test-slow test-parity test-quick test-portable test-newest lint format golden clean
 
 help:
 	@echo "make demo         fetch speech and text, pretrain, finetune, evaluate, export: a page at the end (15 minutes on 2 cores)"
@@ -31,6 +31,7 @@ help:
 	@echo "make test-portable  tests of what a new Python or JAX changes, with few packages installed (a few minutes)"
 	@echo "make test-newest  the same on the newest Python found on PATH or in pyenv, and the newest packages for it"
 	@echo "make docs         the documentation as a site, in build/site (half a minute)"
+	@echo "make notebooks    the tutorials as notebooks, in build/notebooks"
 	@echo "make lint         ruff and the floors of the packages, check only;  make format  ruff, fix"
 	@echo "make golden       write the golden arrays again (needs what test-parity installs; make_ngram.py needs KenLM's tools)"
 	@echo "PYTHON=python3.12 chooses the interpreter; each has its own virtual environment"
@@ -65,6 +66,10 @@ $(VENV)/.docs: $(VENV)/.installed
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 JAX_PLATFORMS=cpu $(BIN)/mkdocs build --strict --quiet
 	@echo "build/site/index.html"
+
+notebooks: $(VENV)/.docs
+	$(BIN)/python docs/site/notebooks.py
+	@echo "build/notebooks: pip install notebook, then jupyter notebook build/notebooks"
 
 demo: $(VENV)/.installed
 	$(BIN)/python scripts/demo.py

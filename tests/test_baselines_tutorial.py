@@ -1,17 +1,15 @@
 """The commands of docs/baselines.md, on words of tones instead of digits."""
 
 import json
-import re
-import shlex
 from pathlib import Path
 
 import pytest
 import soundfile
 
 from jax_speechlm import cli
+from tests.pages import commands, read
 from tests.trained_tones import speak
 
-PAGE = Path(__file__).parents[1] / "docs" / "baselines.md"
 WORDS = {"one": "ab", "two": "ba", "three": "cc"}
 SMALLER = {
     "pretrain": (
@@ -53,20 +51,10 @@ def workplace(tmp_path, monkeypatch):
 
 
 def test_the_tutorial_runs_from_classical_classifiers_to_a_finetuned_encoder(workplace, capsys):
-    blocks = re.findall(r"^```\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    commands = [
-        words for program, *words in map(shlex.split, "".join(blocks).splitlines()) if program == "jax-speechlm"
-    ]
-    assert [words[0] for words in commands] == [
-        "prepare",
-        "baseline",
-        "classify",
-        "pretrain",
-        "baseline",
-        "finetune",
-        "eval",
-    ]
-    for words in commands:
+    lines = commands(read("baselines.md"))
+    names = ["prepare", "baseline", "classify", "pretrain", "baseline", "finetune", "eval"]
+    assert [words[0] for words in lines] == names
+    for words in lines:
         assert cli.main([*words, *SMALLER.get(words[0], ())]) == 0, words
         if words[0] == "classify":
             assert json.loads(capsys.readouterr().out.splitlines()[-1])["class"] == "two"

@@ -1,8 +1,6 @@
 """The commands of docs/commands.md, on orders of tones."""
 
 import json
-import re
-import shlex
 from pathlib import Path
 
 import pytest
@@ -10,9 +8,9 @@ import soundfile
 
 from jax_speechlm import cli
 from jax_speechlm.core.exit_status import USER_ERROR
+from tests.pages import commands, read
 from tests.trained_tones import speak, trained_run
 
-PAGE = Path(__file__).parents[1] / "docs" / "commands.md"
 SIZES, DRINKS = {"ab": "small", "ba": "large"}, {"cac": "latte", "bcb": "iced coffee"}
 GRAMMAR = """\
 language: en
@@ -45,10 +43,10 @@ def workplace(tmp_path, monkeypatch):
 
 
 def test_the_tutorial_runs_from_recordings_to_commands(workplace, capsys):
-    commands = [shlex.split(line) for line in re.findall(r"^jax-speechlm (.*)$", PAGE.read_text(), re.MULTILINE)]
+    lines = commands(read("commands.md"))
     names = ["prepare", "finetune", "eval", "intent", "commands", "commands", "commands"]
-    assert [words[0] for words in commands] == names
-    for words in commands:
+    assert [words[0] for words in lines] == names
+    for words in lines:
         if words[2:4] == ["--grammar", "coffee"]:
             assert cli.main(words) == USER_ERROR  # the recognizer of tones has three letters
             assert "coffee.yaml, line" in capsys.readouterr().err

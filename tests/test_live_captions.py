@@ -1,36 +1,23 @@
 """The tutorial docs/live_captions.md: a real server and its WebSocket client, on a run that has learnt tones."""
 
-import re
-import shlex
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
 from jax_speechlm.recipes import registry
+from tests.pages import blocks, commands, read
 from tests.trained_tones import QUIET, STREAMING, speak, trained_run
 
-PAGE = (Path(__file__).parents[1] / "docs" / "live_captions.md").read_text(encoding="utf-8")
+PAGE = read("live_captions.md")
 RATE = 16_000
 
 
-def blocks(language):
-    """The texts of the page's blocks in a language."""
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-    return [text for name, text in found if name == language]
-
-
-def commands(program):
-    lines = "".join(blocks("")).splitlines()
-    return [words for name, *words in map(shlex.split, filter(None, lines)) if name == program]
-
-
 def test_the_recipe_of_the_page_streams():
-    (finetune,) = (words for words in commands("jax-speechlm") if words[0] == "finetune")
+    (finetune,) = (words for words in commands(PAGE) if words[0] == "finetune")
     config = registry.load(finetune[finetune.index("--config") + 1])
     assert "160, 320, 640 and 1,280 ms" in PAGE
     frame_ms = 1000 * config.frame_samples / config.sample_rate
@@ -40,7 +27,7 @@ def test_the_recipe_of_the_page_streams():
 @pytest.fixture
 def server(tmp_path):
     """The address of the command of the page, on a free port, with the chunks that the run has."""
-    (serve,) = (words for words in commands("jax-speechlm") if words[0] == "serve")
+    (serve,) = (words for words in commands(PAGE) if words[0] == "serve")
     smaller = {"runs/streaming": str(trained_run(STREAMING)), "8000": "0", "320": "160"}
     arguments = [smaller.get(word, word) for word in serve]
     code = "import sys; from jax_speechlm.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -59,12 +46,12 @@ def server(tmp_path):
 
 
 def test_the_client_prints_captions_of_a_file(server, tmp_path):
-    (program,) = blocks("python")
+    (program,) = blocks(PAGE, "python")
     first, second = speak("ab cab", 0)[0], speak("bca", 1)[0]
     pause = (QUIET * np.random.default_rng(0).normal(size=RATE)).astype(np.int16)
     soundfile.write(tmp_path / "talk.wav", np.concatenate([first, pause, second]), RATE)
     (tmp_path / "captions.py").write_text(program)
-    client = next(words for words in commands("python") if "talk.wav" in words)
+    client = next(words for words in commands(PAGE, "python") if "talk.wav" in words)
     arguments = [server if word.startswith("ws://") else word for word in client]
     done = subprocess.run([sys.executable, *arguments], cwd=tmp_path, capture_output=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr.decode()

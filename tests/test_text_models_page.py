@@ -2,14 +2,13 @@
 
 import base64
 import gzip
-import re
 from pathlib import Path
 
 from data_pipelines.sources import debian
 from jax_speechlm.interop.hf.import_ import import_run
 from tests.interop.foreign_folders import SPECIAL, write_text_model
+from tests.pages import blocks, read
 
-PAGE = Path(__file__).parents[1] / "docs" / "text_models.md"
 ENTRIES = ("worm\n\n  A program that spreads.", "quicksort\n\n  Sorts lists.", "bit\n\n  The smallest unit.")
 
 
@@ -34,8 +33,8 @@ def test_the_search_prints_the_nearest_entries(tmp_path, monkeypatch, capsys):
     import_run(tmp_path / "theirs", tmp_path / "runs" / "minilm")
     write_dictionary(tmp_path / "foldoc")
     monkeypatch.setattr(debian, "fetch", lambda name, cache: debian.Package(name, "1", tmp_path / "foldoc"))
-    (program,) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    (program,) = blocks(read("text_models.md"), "python")
     capsys.readouterr()
-    exec(compile(program, PAGE, "exec"), {})
+    exec(compile(program, "text_models.md", "exec"), {})
     lines = capsys.readouterr().out.splitlines()
     assert sorted(lines) == sorted(entry.partition("\n")[0] for entry in ENTRIES)

@@ -1,17 +1,15 @@
 """The commands of docs/tutoring.md, on readings of tones."""
 
 import json
-import re
-import shlex
 from pathlib import Path
 
 import soundfile
 
 from jax_speechlm import cli
 from tests.apps.test_answer_scores import graded
+from tests.pages import commands, read
 from tests.trained_tones import speak, trained_run
 
-PAGE = Path(__file__).parents[1] / "docs" / "tutoring.md"
 PROMPTS = ["abc ca bab", "cab bc", "ac bca cb", "ba cac", "bcb ab ca", "cb abc"]
 
 
@@ -31,12 +29,12 @@ def test_the_tutorial_runs_from_a_reading_to_practice(tmp_path, monkeypatch, cap
     Path("runs").mkdir()
     Path("runs/asr").symlink_to(trained_run())
 
-    commands = [shlex.split(line) for line in re.findall(r"^jax-speechlm (.*)$", PAGE.read_text(), re.MULTILINE)]
+    lines = commands(read("tutoring.md"))
     actions = ["read", "validate", "fit", "score", "practice", "practice", "export", "erase"]
-    assert [words[:2] for words in commands] == [["tutor", action] for action in actions]
+    assert [words[:2] for words in lines] == [["tutor", action] for action in actions]
     capsys.readouterr()
     printed = {}
-    for words in commands:
+    for words in lines:
         assert cli.main(words) == 0, words
         printed[words[1]] = capsys.readouterr().out
 

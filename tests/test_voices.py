@@ -1,12 +1,9 @@
 """docs/voices.md, word for word: every command in order, on a minute of tones and with tiny models."""
 
 import json
-import re
-import shlex
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import httpx
 import numpy as np
@@ -14,8 +11,9 @@ import pytest
 import soundfile
 
 from jax_speechlm import cli
+from tests.pages import commands, read
 
-PAGE = (Path(__file__).parents[1] / "docs" / "voices.md").read_text(encoding="utf-8")
+COMMANDS = commands(read("voices.md"))
 RATE = 22_050
 WORDS = ["please", "enter", "your", "password", "now", "press", "one", "to", "leave", "a", "message"]
 LAYERS = [f"--model.{stack}.{size}" for stack in ("encoder", "decoder") for size in ("num-layers=1", "ffn-dim=16")]
@@ -32,11 +30,6 @@ SMALLER = {
     "eval": ("--limit=2", "--judges"),  # without the judges that may be installed here
 }
 """Options that the commands get besides those of the page."""
-
-
-def commands() -> list[list[str]]:
-    blocks = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
-    return [shlex.split(line, comments=True)[1:] for block in blocks for line in block.splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +51,14 @@ def folder(tmp_path_factory):
 
 
 def test_the_page_has_every_stage():
-    verbs = [words[0] for words in commands()]
+    verbs = [words[0] for words in COMMANDS]
     assert verbs == ["prepare", "pitch", "finetune", "pretrain", "synthesize", "synthesize", "eval", "serve"]
 
 
 def test_every_command_of_the_page_works(folder, monkeypatch, capsys):
     pytest.importorskip("pyloudnorm")
     monkeypatch.chdir(folder)
-    for words in commands()[:-1]:
+    for words in COMMANDS[:-1]:
         assert cli.main([*words, *SMALLER.get(words[0], ())]) == 0, words
     printed = capsys.readouterr().out
     assert "voiced" in printed  # of the pitch
@@ -78,7 +71,7 @@ def test_every_command_of_the_page_works(folder, monkeypatch, capsys):
         break
     else:
         pytest.fail("eval wrote no table")
-    check_served(commands()[-1])
+    check_served(COMMANDS[-1])
 
 
 def check_served(words: list[str]) -> None:

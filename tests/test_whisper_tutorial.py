@@ -1,8 +1,6 @@
 """The commands of docs/whisper.md, on a tiny random Whisper and recordings of our own making."""
 
 import json
-import re
-import shlex
 from pathlib import Path
 
 import numpy as np
@@ -12,19 +10,11 @@ import soundfile
 from jax_speechlm import cli
 from jax_speechlm.interop.hf.weights import read_weights
 from tests.interop.foreign_folders import load, write_whisper
+from tests.pages import commands, read
 
-PAGE = Path(__file__).parents[1] / "docs" / "whisper.md"
 RATE = 16_000
 SMALLER = {"500": "2", "50": "1", "interview.mp3": "mine/0.wav", "32": "8"}
 """What a test does with less of, by the words of the page."""
-
-
-def commands() -> list[list[str]]:
-    """Returns the commands of the page's blocks up to its figures, without the program's name."""
-    tutorial, _, _ = PAGE.read_text().partition("\n## Measured")
-    blocks = re.findall(r"^```\n(.*?)^```", tutorial, re.MULTILINE | re.DOTALL)
-    lines = map(shlex.split, "".join(blocks).replace("\\\n", " ").splitlines())
-    return [[SMALLER.get(word, word) for word in words] for program, *words in lines if program == "jax-speechlm"]
 
 
 @pytest.fixture
@@ -45,10 +35,11 @@ def workplace(tmp_path, monkeypatch):
 
 
 def test_the_tutorial_runs_from_the_import_to_the_export(workplace, capsys):
-    names = [command[0] for command in commands()]
-    assert names == ["import", "transcribe", "eval", "finetune", "eval", "export"]
-    for command in commands():
-        assert cli.main(command) == 0, command
+    tutorial, _, _ = read("whisper.md").partition("\n## Measured")
+    lines = commands(tutorial)
+    assert [words[0] for words in lines] == ["import", "transcribe", "eval", "finetune", "eval", "export"]
+    for words in lines:
+        assert cli.main([SMALLER.get(word, word) for word in words]) == 0, words
     before, after = (read_weights(workplace / name) for name in ("downloads/whisper-tiny.en", "exported/mine"))
     assert before.keys() == after.keys()
     changed = {name for name in before if not np.array_equal(before[name], after[name])}

@@ -1,8 +1,6 @@
 """The commands of docs/question_answering.md, and spoken questions of tones to a recognizer that knows them."""
 
 import json
-import re
-import shlex
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +10,9 @@ import soundfile
 from jax_speechlm import cli
 from jax_speechlm.core.exit_status import USER_ERROR
 from jax_speechlm.inference.synthesize import Speech, Synthesizer
+from tests.pages import blocks, commands, read
 from tests.trained_tones import RATE, speak, trained_run
 
-PAGE = Path(__file__).parents[2] / "docs" / "question_answering.md"
 NOTES = """\
 Quicksort is a sorting algorithm.
 It was invented by Tony Hoare.
@@ -57,14 +55,14 @@ def lines(capsys):
 
 
 def test_the_commands_of_the_page(workplace, capsys):
-    page = PAGE.read_text()
-    Path("people.yaml").write_text(re.search(r"^```yaml\n(.*?)```", page, re.MULTILINE | re.DOTALL)[1])
-    shown, questions = re.findall(r"^```json\n(.*?)```", page, re.MULTILINE | re.DOTALL)
+    page = read("question_answering.md")
+    Path("people.yaml").write_text(blocks(page, "yaml")[0])
+    shown, questions = blocks(page, "json")
     Path("questions.jsonl").write_text(questions)
-    commands = [shlex.split(line) for line in re.findall(r"^jax-speechlm (.*)$", page, re.MULTILINE)]
-    assert [words[0] for words in commands] == ["index-text", *["ask"] * 7]
+    of_page = commands(page)
+    assert [words[0] for words in of_page] == ["index-text", *["ask"] * 7]
     answers = []
-    for words in commands:
+    for words in of_page:
         assert cli.main(words) == 0, words
         answers.append(lines(capsys))
     assert answers[1] == [json.loads(shown)]
