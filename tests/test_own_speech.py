@@ -42,7 +42,9 @@ def test_the_way_from_recordings_to_a_transcript(workplace, monkeypatch, capsys)
     for words in lines:
         fewer = ["2" if words[place - 1] == "--num-steps" else word for place, word in enumerate(words)]
         assert cli.main([*fewer, *MORE.get(words[0], ())]) == 0, words
-    assert re.search(r"reference +abc", capsys.readouterr().out)
+    printed = capsys.readouterr().out
+    assert re.search(r"compiling the step for 8 rows of [\d.]+ s \(shape 1 of \d\)", printed)
+    assert re.search(r"reference +abc\b.*\n +hypothesis", printed)
     assert list(Path("runs/mine/eval").glob("*/report.json"))
     assert [path.name for path in Path("data/mine/index").iterdir()]
 

@@ -218,7 +218,8 @@ class BatchPlan(SpeechPlan):
             )
         lines.append(
             f"{self.steps_per_epoch} steps an epoch, padding {self.padding_share:.1%}, "
-            f"cropped {self.cropped_share:.1%}, dropped: {self.describe_dropped()}"
+            f"cropped {self.cropped_share:.1%}, dropped: {self.describe_dropped()}\n"
+            "a line for each shape: length of a row, most tokens of it, rows of a batch; items and batches of an epoch"
         )
         return "\n".join(lines)
 

@@ -213,6 +213,10 @@ class RowPlan(SpeechPlan):
             f"row, padding {self.padding_share:.1%}{f' and {self.text_padding_share:.1%} of text' if bounded else ''}, "
             f"dropped: {self.describe_dropped()}"
         )
+        lines.append(
+            "a line for each shape: length of a row, most tokens of an utterance, most utterances of a row, "
+            f"{'most text tokens of a row, ' if bounded else ''}rows of a batch; rows and batches of an epoch"
+        )
         if self.ascending:
             lines.append(
                 f"by ascending length at first: {self.shortest_first_epochs} epochs, {self.curriculum_steps} steps, "

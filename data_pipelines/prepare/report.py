@@ -16,7 +16,7 @@ from data_pipelines.core.paths import AnyPath
 from data_pipelines.prepare.convert import Converted
 from data_pipelines.prepare.voice import SpeechRate
 from data_pipelines.text.documents import Document
-from data_pipelines.text.normalize import split_order, without_held_out
+from data_pipelines.text.normalize import split_order, without_held_out, word_characters
 
 # Upper edges of the duration histogram in seconds; the last bin is open.
 HISTOGRAM_EDGES = (0.5, 1, 2, 4, 8, 16, 32, 64)
@@ -83,6 +83,7 @@ class PreparationReport(_Report):
       clipped: ids of kept clips with samples at full scale; `clipped_share` is of all samples.
       mostly_silence: ids of kept clips that are mostly silence; `silence_share` is of the total duration.
       voice: of a set for a voice, or of one loudness, what was changed: see `VoiceChanges.summary`.
+      as_written: number of kept clips whose transcript has capitals or punctuation; 0 in reports of earlier versions.
     """
 
     name: str
@@ -99,6 +100,7 @@ class PreparationReport(_Report):
     mostly_silence: list[str]
     silence_share: float
     voice: dict[str, Any] | None = None
+    as_written: int = 0
 
     def print(self, console: Console | None = None) -> None:
         """Prints the report for a reader."""
@@ -122,6 +124,13 @@ class PreparationReport(_Report):
         )
         if self.voice:
             console.print("; ".join(self._changes()), highlight=False)
+        elif self.as_written:
+            console.print(
+                f"{self.as_written:,} transcripts have capitals or punctuation and are kept so: a recognizer learns to "
+                "write them; --normalise-text basic makes lower-case words of them",
+                highlight=False,
+                soft_wrap=True,
+            )
 
     def _changes(self) -> Iterator[str]:
         """Yields what was changed or checked in the clips of a set for a voice, or of one loudness."""
@@ -265,6 +274,7 @@ def summarise(
         sums["clips"] += 1
         sums["seconds"] += item.seconds
         sums["without_text"] += words == 0
+        sums["as_written"] += word_characters(clip.text.lower()).split() != clip.text.split()
         sums["clipped"] += levels.clipped_share * item.seconds
         sums["silence"] += levels.silence_share * item.seconds
     counts = DroppedCounts()
@@ -286,6 +296,7 @@ def summarise(
         mostly_silence=mostly_silence,
         silence_share=sums["silence"] / seconds,
         voice=changes.summary(rate) if changes.has_clips else None,
+        as_written=sums["as_written"],
     )
 
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-_REPEATABLE = ("--from",)
+_REPEATABLE = ("--from", "--vary")
 
 
 class Option(NamedTuple):

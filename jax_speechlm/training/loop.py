@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from rich.markup import escape
 
+from data_pipelines.batching.plan import SpeechPlan
 from data_pipelines.core.errors import UserError
 from data_pipelines.core.paths import AnyPath, is_url, reach
 from data_pipelines.core.tokenizer import Tokenizer
@@ -38,7 +39,7 @@ from jax_speechlm.training.goodput import GoodputTracker, describe
 from jax_speechlm.training.logs import METRICS, LogFolder
 from jax_speechlm.training.reporting import BatchSize, IntervalMetrics, Reporter
 from jax_speechlm.training.runs import SavedRuns, resolve, tokenizer_files
-from jax_speechlm.training.source import BatchSource, open_source, with_labels
+from jax_speechlm.training.source import BatchSource, MixtureSource, open_source, with_labels
 from jax_speechlm.training.state import Trainer, TrainState, eval_params, make_trainer
 from jax_speechlm.training.stopping import catch_signals
 from jax_speechlm.training.validation import validate
@@ -158,6 +159,7 @@ def train(
         batches, (_, num_readers) = source.batches(first_step, experiment.num_steps), meshes.row_group()
         seen, train_figures, dev_figures = Counter(), {}, {}
         pending, step = None, first_step
+        shapes, num_shapes = set(), _num_shapes(source)
         account.resume(first_step)
         stack.enter_context(_stacks_if_hung(loop.hung_after_seconds))
         stopped_by, ended_early = None, history.is_exhausted(loop.patience)
@@ -166,6 +168,10 @@ def train(
             with meter.waiting_for_input(), account.paying_for("input"):
                 batch = next(batches)
             stream = source.stream(step)
+            extent = BatchSize.of(batch, num_readers, experiment.sample_rate)
+            if (shape := (stream, extent.rows, extent.length)) not in shapes:
+                shapes.add(shape)
+                reporter.say(f"compiling the step for {extent.describe()} (shape {len(shapes)} of {num_shapes})")
             with account.stepping(trainer.step._cache_size):
                 state, metrics = trainer.step(state, meshes.shard_batch(mesh, batch))
             step += 1
@@ -173,7 +179,6 @@ def train(
             if step == first_step + 1:
                 jax.block_until_ready(metrics)
                 reporter.write(step, "start", {"seconds_to_first_step": time.perf_counter() - began})
-            extent = BatchSize.of(batch, num_readers, experiment.sample_rate)
             meter.count(extent, _TRAIN_TO_FORWARD * objective.flops(batch) * num_readers)
             seen[extent.unit] += extent.real
             # Reads the metrics of the previous step, so that the device does not wait.
@@ -198,7 +203,8 @@ def train(
                 if evaluated:
                     with account.paying_for("validate"):
                         show = functools.partial(reporter.show, step, experiment.sample_rate)
-                        figures = validate(trainer, eval_params(state), source, mesh, signal_received, show)
+                        say = functools.partial(reporter.show_transcripts, step)
+                        figures = validate(trainer, eval_params(state), source, mesh, signal_received, show, say)
                     if figures is None:
                         stopped_by = signal_received()
                         break
@@ -247,6 +253,12 @@ def train(
         stopped_by,
         ended_early and step < experiment.num_steps,
     )
+
+
+def _num_shapes(source: BatchSource) -> int:
+    """Returns the number of shapes of a run's batches, each of which is compiled."""
+    plans = [part.plan for part in source.parts.values()] if isinstance(source, MixtureSource) else [source.plan]
+    return sum(len(plan.buckets) if isinstance(plan, SpeechPlan) else 1 for plan in plans)
 
 
 def _joules(energy: EnergyMeter) -> dict[str, float]:

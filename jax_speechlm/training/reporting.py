@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from data_pipelines.audio.wav import to_wav
@@ -27,6 +28,7 @@ sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("notf"))
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # noqa: E402
 from tensorboard.compat.proto.summary_pb2 import Summary  # noqa: E402
 from tensorboard.plugins.scalar.summary_v2 import scalar_pb  # noqa: E402
+from tensorboard.plugins.text.summary_v2 import text_pb  # noqa: E402
 from tensorboard.summary.writer.event_file_writer import EventFileWriter  # noqa: E402
 
 
@@ -56,6 +58,11 @@ class BatchSize(NamedTuple):
             unit, per_unit, real = "tokens", 1, int((batch["segment"] > 0).sum())
         rows *= num_readers
         return cls(unit, real * num_readers / per_unit, rows * length / per_unit, length, rows)
+
+    def describe(self) -> str:
+        """Describes the shape, such as "2 rows of 24.0 s"."""
+        each = self.padded / self.rows
+        return f"{self.rows} rows of {f'{each:.1f} s' if self.unit == 'audio_seconds' else f'{each:.0f} tokens'}"
 
 
 class IntervalMetrics:
@@ -194,7 +201,8 @@ class Reporter:
         status = "  ".join(f"{name.replace('_', ' ')} {figures[name]:{form}}" for name, form in shown)
         self._progress.update(self._task, status=status)
         if status and (part != "train" or not self.console.is_terminal):
-            self.console.print(f"step {step:>6}  {part:<5}  {status}")
+            left = f"  {_duration(figures['eta_seconds'])} left" if figures.get("eta_seconds") else ""
+            self.console.print(f"step {step:>6}  {part:<5}  {status}{left}")
 
     def show(self, step: int, sample_rate: int, pictures: Mapping[str, np.ndarray]) -> None:
         """Logs pictures and waveforms of a validation after `step` steps to TensorBoard (see `Objective.pictures`)."""
@@ -205,6 +213,15 @@ class Reporter:
             shown = {"audio": _audio(values, sample_rate)} if values.ndim == 1 else {"image": _image(values)}
             summary = Summary(value=[Summary.Value(tag=f"dev/{name}", **shown)])
             self._tensorboard.add_event(Event(wall_time=time.time(), step=step, summary=summary))
+        self._tensorboard.flush()
+
+    def show_transcripts(self, step: int, reference: str, hypothesis: str) -> None:
+        """Prints what was said in one utterance of a validation, and what was recognised; TensorBoard has both."""
+        if not self._active:
+            return
+        self.console.print(f"{'':>11}  reference   {escape(reference)}\n{'':>11}  hypothesis  {escape(hypothesis)}")
+        text = f"    reference   {reference}\n    hypothesis  {hypothesis}"  # indented, as Markdown has code
+        self._tensorboard.add_event(Event(wall_time=time.time(), step=step, summary=text_pb("dev/transcript", text)))
         self._tensorboard.flush()
 
     def say(self, text: str) -> None:
@@ -225,6 +242,12 @@ _SHOWN = {
     "padding_share": ".1%",
     "mfu": ".1%",
 }
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
 
 
 def _image(values: np.ndarray) -> Summary.Image:

@@ -25,6 +25,7 @@ def validate(
     mesh: Mesh,
     stop_requested: Callable[[], Any],
     show: Callable[[dict[str, np.ndarray]], None] | None = None,
+    show_transcripts: Callable[[str, str], None] | None = None,
 ) -> dict[str, float] | None:
     """Evaluates parameters on the whole dev split.
 
@@ -34,15 +35,19 @@ def validate(
 
     Args:
       show: called with the pictures and waveforms of the first batch, if the objective has some (not of a mixture).
+      show_transcripts: called with the transcript of one utterance, always the same, and what was recognised, if the
+        objective has a greedy decoding.
 
     Returns:
       Weighted means; empty without a dev split, None if `stop_requested`, called before every batch, returns a value.
     """
     if not isinstance(source, MixtureSource):
-        return {} if source.dev_plan is None else _means(trainer, params, source, mesh, stop_requested, show)
+        if source.dev_plan is None:
+            return {}
+        return _means(trainer, params, source, mesh, stop_requested, show, show_transcripts)
     figures, losses, quotas = {}, [], []
     for (name, part), quota in zip(source.parts.items(), source.plan.quotas, strict=True):
-        of_stream = validate(trainer, params, part, mesh, stop_requested)
+        of_stream = validate(trainer, params, part, mesh, stop_requested, show_transcripts=show_transcripts)
         if of_stream is None:
             return None
         figures |= {f"{name}_{figure}": value for figure, value in of_stream.items()}
@@ -59,6 +64,7 @@ def _means(
     mesh: Mesh,
     stop_requested: Callable[[], Any],
     show: Callable[[dict[str, np.ndarray]], None] | None,
+    show_transcripts: Callable[[str, str], None] | None,
 ) -> dict[str, float] | None:
     totals: Counter[str] = Counter()
     weights: Counter[str] = Counter()
@@ -84,4 +90,7 @@ def _means(
     if references:
         figures["wer"] = jiwer.wer(references, hypotheses)
         figures["cer"] = jiwer.cer(references, hypotheses)
+        if show_transcripts:
+            middle = len(references) // 2  # of a usual length, as rows come by length
+            show_transcripts(references[middle], hypotheses[middle])
     return figures

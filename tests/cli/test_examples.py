@@ -1,4 +1,4 @@
-"""The examples of the commands' help: each parses, and those that cost little run, on recordings of tones."""
+"""The examples of the commands' help and of pages: each parses, and those of the help that cost little run."""
 
 import functools
 import glob
@@ -17,13 +17,15 @@ from jax_speechlm.apps.tutoring import run as tutoring
 from jax_speechlm.cli import by_task, units, words
 from jax_speechlm.cli.commands import COMMANDS
 from jax_speechlm.tasks import TASKS
+from tests import pages
 from tests.trained_tones import speak, trained_run
 
 LAUNCHING = Path(__file__).parents[2] / "docs" / "launching.md"
 TASK_OF_RUN = {
     **{"runs/finetune": "ctc", "runs/pretrain": "best_rq", "runs/voice": "tts", "runs/minilm": "masked_lm"},
     **{"runs/lm": "causal_lm", "runs/units": "unit_lm", "runs/digits": "classification"},
-    **{"runs/sources": "classification", "runs/squad": "question_answering"},
+    **{"runs/debian_unit_lm": "unit_lm", "runs/codec_lm": "unit_lm", "runs/codec": "codec", "runs/unit_voice": "tts"},
+    **{"runs/debian_speech_lm": "speech_lm", "runs/sources": "classification", "runs/squad": "question_answering"},
 }
 """What the examples call the runs of tasks."""
 EXAMPLES = [line for command in COMMANDS.values() for line in command.example.splitlines()]
@@ -51,7 +53,7 @@ def parse_only(function):
 
 
 @pytest.fixture
-def parsing(monkeypatch):
+def parsing(monkeypatch, tmp_path):
     """Command lines are parsed, but no command runs."""
 
     def parse(function, **options):
@@ -65,17 +67,26 @@ def parsing(monkeypatch):
     monkeypatch.setattr(tyro, "cli", parse)
     for module in (units, words, tutoring):
         monkeypatch.setattr(module, "subcommand_cli_from_dict", parse_action)
-    monkeypatch.setattr(by_task, "task_of_run", lambda run: TASKS[TASK_OF_RUN[run]])
+    monkeypatch.setattr(by_task, "task_of_run", lambda run: TASKS[TASK_OF_RUN.get(run, "ctc")])
+    monkeypatch.chdir(tmp_path)
+    Path("job.json").write_text("{}")
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
-def test_an_example_parses(example, parsing, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("job.json").write_text("{}")
+def test_an_example_parses(example, parsing):
     program, *argv = shlex.split(example, comments=True)
     assert program == "jax-speechlm"
     with pytest.raises(Parsed):
         cli.main(argv)
+
+
+@pytest.mark.parametrize("page", ["../README.md", "guide.md", "tuning.md", "librispeech_gpu.md"])
+def test_the_commands_of_a_page_parse(page, parsing):
+    lines = pages.commands(pages.read(page))
+    assert len(lines) > 4
+    for argv in lines:
+        with pytest.raises(Parsed):
+            cli.main(argv)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
