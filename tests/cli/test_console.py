@@ -29,6 +29,7 @@ def python(*words: str, **environment: str | None) -> subprocess.CompletedProces
         ("--run-dir a --run_dir b", "--run-dir"),
         ("--data.sets a b --data.speed 1.1", None),
         ("--from a --from b", None),
+        ("--vary a=1,2 --vary b=1,2", None),
         ("--job a.json -- pretrain --job b", None),
     ],
 )
