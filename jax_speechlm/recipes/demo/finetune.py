@@ -5,7 +5,7 @@ jax-speechlm finetune --config demo/finetune --from runs/pretrain --run-dir runs
 2 CPU cores: 12 minutes beside other work, 25.3 hours of audio seen (29 passes at three speeds), seed 0. Test: 60 clips,
 352 words, normalizer basic, greedy. With a character 6-gram of the transcripts of asterisk-en and queen-en, weights
 tuned on dev: WER 42.3 % [26.6, 58.2], CER 22.3 % [13.4, 31.4]. Without --from: 60.5 % [42.5, 77.7] and 40.6 %
-[24.8, 56.7]; docs/results.md has three seeds of each.
+[24.8, 56.7]; docs/results.md has two seeds of each.
 
 Result: asterisk-en test WER 58.2 % [39.7, 74.7], CER 23.8 % [15.2, 32.5]
 """
