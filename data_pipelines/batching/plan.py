@@ -395,15 +395,20 @@ def make_eval_plan(
     token_lengths: np.ndarray | None = None,
     *,
     max_seconds: float | None = None,
+    limit: int | None = None,
     **shape: Any,
 ) -> BatchPlan:
     """Plans evaluation batches: every item once per epoch by ascending length; drops only items that are too long.
 
     Empty audio and empty transcripts are kept, because corpus error rates count them. Arguments as in `make_plan`
-    (`shape` are those that decide the shapes of batches); `max_seconds` None sets no limit.
+    (`shape` are those that decide the shapes of batches); `max_seconds` None sets no limit, and with a `limit` only so
+    many items, the first, are kept.
     """
-    longest = math.inf if max_seconds is None else max_seconds
-    plan = make_plan(num_samples, token_lengths, seed=None, max_seconds=longest, keep_empty=True, **shape)
+    longest, kept = math.inf if max_seconds is None else max_seconds, len(num_samples[:limit])
+    token_lengths = None if token_lengths is None else token_lengths[:kept]
+    plan = make_plan(num_samples[:kept], token_lengths, seed=None, max_seconds=longest, keep_empty=True, **shape)
+    if beyond := len(num_samples) - kept:
+        plan = dataclasses.replace(plan, dropped={**plan.dropped, "beyond_limit": beyond})
     if too_long := plan.dropped["too_long"]:
         logging.getLogger(__name__).warning(
             "%d of %d items are longer than %g s and will not be evaluated", too_long, plan.num_items, max_seconds

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+from pydantic import PositiveInt
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -20,7 +21,7 @@ Sets = Annotated[
 ]
 Split = Annotated[str, arg(help='"test", "dev" or "train".')]
 DataDir = Annotated[Path, arg(help="folder of the prepared data sets.")]
-Limit = Annotated[int | None, arg(help="judge only the first utterances, this many.")]
+Limit = Annotated[PositiveInt | None, arg(help="only the first utterances, this many.")]
 Out = Annotated[Path | None, arg(help="folder of the report; by default <checkpoint>/eval/<sets>-<split>.")]
 Adapter = Annotated[Path | None, arg(help="folder of LoRA in peft's format, trained on this run.")]
 BatchSeconds = Annotated[float, arg(help="padded audio per batch, in seconds; affects memory and speed only.")]

@@ -22,8 +22,13 @@ def speech_batches(
     batch_multiple: int = 1,
     frame_labels: FrameLabels | None = None,
     tokenizer: Tokenizer | None = None,
+    limit: int | None = None,
 ) -> Batches:
-    """Reads every utterance of an index once, in batches of similar length; `frame_samples` as in `make_plan`."""
+    """Reads every utterance of an index, or the first `limit`, once, in batches of similar length.
+
+    Args:
+      frame_samples: as in `make_plan`.
+    """
     plan = plans.make_eval_plan(
         index.num_samples,
         None if tokenizer is None else token_lengths(index, tokenizer),
@@ -31,6 +36,7 @@ def speech_batches(
         batch_multiple=batch_multiple,
         frame_samples=frame_samples,
         sample_rate=index.sample_rate,
+        limit=limit,
     )
     return open_batches(index, plan, tokenizer, num_steps=plan.steps_per_epoch, frame_labels=frame_labels)
 

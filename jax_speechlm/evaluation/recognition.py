@@ -34,18 +34,24 @@ from jax_speechlm.inference.load import open_transcriber
 
 
 class EvaluationSpeech:
-    """One split of prepared sets, batched for a recognizer."""
+    """One split of prepared sets, or its first utterances, `limit` many, batched for a recognizer."""
 
     def __init__(
-        self, recognizer: Transcriber, sets: tuple[str, ...], split: str, data_dir: Path, seconds_per_batch: float
+        self,
+        recognizer: Transcriber,
+        sets: tuple[str, ...],
+        split: str,
+        data_dir: Path,
+        seconds_per_batch: float,
+        limit: int | None = None,
     ):
         self.sets, self._references = sets, "translation" if recognizer.task == "translate" else "text"
         self.index = indexes.read_sets(data_dir, sets, split, recognizer.experiment.sample_rate)
-        self._batching = recognizer.experiment.frame_samples, seconds_per_batch
+        self._batching, self._limit = (recognizer.experiment.frame_samples, seconds_per_batch), limit
 
     def batches(self) -> Batches:
         """Reads every utterance once, in batches of similar length."""
-        return speech_batches(self.index, *self._batching, batch_multiple=8)
+        return speech_batches(self.index, *self._batching, batch_multiple=8, limit=self._limit)
 
     def recordings(self) -> dict[int, Int16[np.ndarray, " samples"]]:
         """Returns the samples of every utterance by row, in the order of the rows."""
@@ -70,7 +76,7 @@ class EvaluationSpeech:
                 duration=index.num_samples[row] / index.sample_rate,
                 language=languages[row] if self._references == "text" else "en",
             )
-            for row in range(len(index))
+            for row in range(len(index))[: self._limit]
         ]
 
 
@@ -88,6 +94,7 @@ def evaluate_run(
     out: Path | None = None,
     seconds_per_batch: base.BatchSeconds = 120.0,
     adapter: base.Adapter = None,
+    limit: base.Limit = None,
 ) -> EvaluationReport | TranslationReport | StreamingReport:
     """Measures WER and CER of a checkpoint on prepared data sets, with 95 % bootstrap intervals.
 
@@ -120,19 +127,21 @@ def evaluate_run(
         decoder = tune_weights(decoder, recognizer.search_inputs(dev.batches()), references, normalizer)
         recognizer = dataclasses.replace(recognizer, decoder=decoder)
         tuned_on = f", weights tuned on dev of {', '.join(names)}"
-    speech = EvaluationSpeech(recognizer, sets, split, data_dir, seconds_per_batch)
+    speech = EvaluationSpeech(recognizer, sets, split, data_dir, seconds_per_batch, limit)
+    first = () if limit is None else (f"first-{limit}",)
     others = [folder.name for folder in (*ensemble, *([adapter] if adapter else ()))]
     if streaming.stream:
         report = _evaluate_streams(recognizer, speech, streaming, normalizer)
         report = report.replace(checkpoint=str(recognizer.checkpoint), sets=sets, split=split)
-        used = "+with-".join(("streams", *others))
-        return report.publish(out or base.report_folder(checkpoint, sets, split, used), str(recognizer.checkpoint))
+        used = "+with-".join(("streams", *others)), *first
+        return report.publish(out or base.report_folder(checkpoint, sets, split, *used), str(recognizer.checkpoint))
     measure = translation.evaluate if recognizer.task == "translate" else reports.evaluate
     utterances = speech.utterances(recognizer.recognize(speech.batches()))
     report = measure(utterances, normalizer, decoder=recognizer.decoding_description + tuned_on)
-    used = "+with-".join((decoding.name, *others))
-    source = f"decoder: {report.decoder}\n{recognizer.checkpoint} on {', '.join(sets)} {split}"
-    folder = as_path(out or base.report_folder(checkpoint, sets, split, used))
+    used = "+with-".join((decoding.name, *others)), *first
+    part = f", the first {len(utterances)} utterances" if limit else ""
+    source = f"decoder: {report.decoder}\n{recognizer.checkpoint} on {', '.join(sets)} {split}{part}"
+    folder = as_path(out or base.report_folder(checkpoint, sets, split, *used))
     report = report.publish(folder, source)
     if line := energy.describe(sum(utterance.duration or 0 for utterance in utterances) / 3600):
         print(line)

@@ -21,8 +21,11 @@ def adapted(run: LoadedRun, adapter: str | os.PathLike | None) -> LoadedRun:
 
     Raises:
       ExportError: the adapter cannot be read, or is of another model.
+      ValueError: the run has an adapter already.
     """
     if adapter is None:
         return run
+    if run.adapter is not None:
+        raise ValueError(f"{run.checkpoint} has the adapter {run.adapter} already: load the run without it")
     updates = jax.device_put(resolve(_READER)(Path(adapter), run))
     return dataclasses.replace(run, params=attach(run.params, updates, 1.0), adapter=str(adapter))

@@ -20,6 +20,7 @@ from jax_speechlm.inference.asr.decoder import Decoding
 from jax_speechlm.inference.asr.hypothesis import Endpointing
 from jax_speechlm.inference.asr.speech_lm import SpeechLanguageModel
 from jax_speechlm.inference.asr.stream import Stream, StreamBatch
+from jax_speechlm.inference.asr.transducer import TransducerRecognizer
 from jax_speechlm.inference.embed import SpeechEncoder
 from jax_speechlm.inference.intent import Command
 from jax_speechlm.inference.lm.causal import LanguageModel
@@ -290,7 +291,7 @@ def open_transcriber(
 
     Args:
       ensemble: further CTC runs whose probabilities are averaged with it.
-      adapter: folder of an adapter of a CTC run (`inference.adapters`).
+      adapter: folder of an adapter of the run (`inference.adapters`), trained by ctc, transducer or aed.
 
     Raises:
       CheckpointError: no checkpoint can be read, its model does not transcribe, or an ensemble's members differ in
@@ -307,10 +308,10 @@ def _adapter_option(task: Task, predictor: type, adapter: str | os.PathLike | No
     """Returns the argument of a predictor's `load` for an adapter; ValueError if it takes none."""
     if adapter is None:
         return {}
-    if predictor not in (Recognizer, LanguageModel, SpeechEncoder):
+    if predictor not in (Recognizer, TransducerRecognizer, AttentionRecognizer, LanguageModel, SpeechEncoder):
         raise ValueError(
-            f"adapters are for runs that were trained by ctc or causal_lm, or to encode speech, and this one was by "
-            f"{task.name}: finetune it with --lora.rank, and name that run"
+            f"adapters are for runs that were trained by ctc, transducer, aed or causal_lm, or to encode speech, and "
+            f"this one was by {task.name}: finetune it with --lora.rank, and name that run"
         )
     return {"adapter": adapter}
 
@@ -341,8 +342,8 @@ def load(
 
     Args:
       decoding: decoding of a model that transcribes; ignored for others.
-      adapter: folder of LoRA in peft's format that was trained on the run: of recognizers by CTC, language models and
-        speech encoders.
+      adapter: folder of LoRA in peft's format that was trained on the run: of recognizers by CTC, transducers and
+        attention decoders, language models and speech encoders.
 
     Raises:
       CheckpointError: no checkpoint can be read, or its objective has no predictor.

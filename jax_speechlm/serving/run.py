@@ -13,7 +13,6 @@ from tyro.conf import OmitArgPrefixes, Positional
 from data_pipelines.core.paths import AnyPath
 from jax_speechlm.core.errors import CheckpointError
 from jax_speechlm.inference.asr.base import Transcriber
-from jax_speechlm.inference.asr.ctc import Recognizer
 from jax_speechlm.inference.asr.decoder import Decoding
 from jax_speechlm.inference.asr.hypothesis import Endpointing
 from jax_speechlm.inference.load import open_transcriber
@@ -139,13 +138,11 @@ def _transcription(
     return Transcription(transcriber, name, requests, max_seconds, seconds_per_batch, streaming, by_name)
 
 
-def _adapter(transcriber: Transcriber, named: str) -> tuple[str, Recognizer]:
-    """Returns the name and the recognizer of an adapter NAME=FOLDER."""
+def _adapter(transcriber: Transcriber, named: str) -> tuple[str, Transcriber]:
+    """Returns the name and the transcriber of an adapter NAME=FOLDER."""
     name, _, folder = named.partition("=")
     if not (name and folder):
         raise ValueError(f"--adapter {named}: write NAME=FOLDER, as in jane=adapters/jane")
-    if not isinstance(transcriber, Recognizer):
-        raise ValueError(f"{transcriber.checkpoint} takes no adapters: only runs that were trained by ctc do")
     return name, transcriber.with_adapter(folder)
 
 

@@ -11,12 +11,11 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
 from jax_speechlm.inference.asr.base import Transcriber
-from jax_speechlm.inference.asr.ctc import Recognizer
 from jax_speechlm.inference.segmentation import Samples, empty_batch, shapes
 from jax_speechlm.inference.transcript import Segment
 from jax_speechlm.serving.admission import Client, Requests
 from jax_speechlm.serving.answers import FORMATS, Wish
-from jax_speechlm.serving.batcher import Batcher, Caller
+from jax_speechlm.serving.batcher import Batcher, Caller, Encode
 from jax_speechlm.serving.forms import ApiError, Body, Upload
 from jax_speechlm.serving.service import RunService, chain
 from jax_speechlm.serving.streaming import Streaming
@@ -25,9 +24,12 @@ from jax_speechlm.serving.streams import EventStream
 ROUTES = {"transcribe": "/v1/audio/transcriptions", "translate": "/v1/audio/translations"}
 """Routes by the task of a run."""
 
+_PROMPTS = 32  # kept, the last; requests with the same one share batches
+
 _FIELDS = {
     "file": {"type": "string", "format": "binary"},
     "model": {"type": "string"},
+    "prompt": {"type": "string"},
     "response_format": {"type": "string", "enum": list(FORMATS)},
     "stream": {"type": "boolean"},
     "timestamp_granularities[]": {"type": "array", "items": {"enum": ["word", "segment"]}},
@@ -39,7 +41,8 @@ _FORM = {"requestBody": {"required": True, "content": {"multipart/form-data": {"
 class Transcription(RunService):
     """A transcriber and the thread that owns it, with the adapters of its run.
 
-    A request chooses an adapter by its field `model`: NAME:ADAPTER. All share the base's arrays in memory.
+    A request chooses an adapter by its field `model`: NAME:ADAPTER. All share the base's arrays in memory. Its field
+    `prompt` is text that a model which was trained to reads before each window; other models ignore it.
     """
 
     picture_route = "/page/log-mel"
@@ -52,7 +55,7 @@ class Transcription(RunService):
         max_seconds: float,
         seconds_per_batch: float,
         streaming: Streaming | None = None,
-        adapters: Mapping[str, Recognizer] = MappingProxyType({}),
+        adapters: Mapping[str, Transcriber] = MappingProxyType({}),
     ):
         super().__init__(name, requests, transcriber.experiment, transcriber.params)
         self.transcriber, self.max_seconds, self.seconds_per_batch = transcriber, max_seconds, seconds_per_batch
@@ -61,10 +64,8 @@ class Transcription(RunService):
         self.batcher = Batcher(seconds_per_batch)
         self._transcribers = {name: transcriber} | {f"{name}:{key}": each for key, each in adapters.items()}
         self.model_names = tuple(self._transcribers)
-        self._encoders = {
-            key: functools.partial(each.encode_audio, seconds_per_batch=seconds_per_batch)
-            for key, each in self._transcribers.items()
-        }
+        self._encoders = {key: self._encoder(each) for key, each in self._transcribers.items()}
+        self._prompted = functools.lru_cache(_PROMPTS)(self._with_prompt)
 
     def close(self) -> None:
         self.batcher.close()
@@ -126,12 +127,12 @@ class Transcription(RunService):
                     async for event in events:
                         yield event
             else:
-                work = self._caller(upload)
-                result = await self.run(body, lambda caller: self.transcribe(upload, caller), work)
+                transcriber, work = self._chosen(upload)
+                result = await self.run(body, lambda caller: self.transcribe(upload, transcriber, caller), work)
                 yield wish.answer(self.transcriber, *result)
 
-    def _caller(self, upload: Upload) -> Caller:
-        """Returns the request's access to the model that its form names, by default the run itself.
+    def _chosen(self, upload: Upload) -> tuple[Transcriber, Caller]:
+        """Returns the model that a form names, by default the run itself, with its prompt, and the access to it.
 
         Raises `ApiError` for an adapter that is not there. Other names, such as whisper-1, are the run's too.
         """
@@ -141,14 +142,28 @@ class Transcription(RunService):
                 there = ", ".join(self._transcribers)
                 raise ApiError(404, f"the models here are {there}", param="model", code="model_not_found")
             model = self.name
-        return Caller(self.batcher, self._encoders[model])
+        transcriber, encode = self._prompted(model, (upload.fields.get("prompt") or [""])[-1])
+        return transcriber, Caller(self.batcher, encode)
+
+    def _with_prompt(self, model: str, prompt: str) -> tuple[Transcriber, Encode]:
+        transcriber = self._transcribers[model].with_prompt(prompt)
+        is_plain = transcriber is self._transcribers[model]
+        return transcriber, self._encoders[model] if is_plain else self._encoder(transcriber)
+
+    def _encoder(self, transcriber: Transcriber) -> Encode:
+        return functools.partial(transcriber.encode_audio, seconds_per_batch=self.seconds_per_batch)
 
     def transcribe(
-        self, upload: Upload, caller: Caller, on_segment: Callable[[Segment], Any] | None = None
+        self,
+        upload: Upload,
+        transcriber: Transcriber,
+        caller: Caller,
+        on_segment: Callable[[Segment], Any] | None = None,
     ) -> tuple[list[Segment], float]:
         """Transcribes an upload.
 
         Args:
+          transcriber: the model that `caller` has access to.
           on_segment: called with each segment as soon as it is decoded.
 
         Returns:
@@ -163,7 +178,7 @@ class Transcription(RunService):
                 yield block
 
         at_once = {"at_once": 1} if on_segment else {}
-        for segment in self.transcriber.segments(counted(), caller.encode, max_seconds=self.max_seconds, **at_once):
+        for segment in transcriber.segments(counted(), caller.encode, max_seconds=self.max_seconds, **at_once):
             segments.append(segment)
             if on_segment:
                 on_segment(segment)
@@ -177,9 +192,9 @@ class Transcription(RunService):
         def on_segment(segment: Segment) -> None:
             loop.call_soon_threadsafe(queue.put_nowait, segment)
 
-        work = self._caller(upload)
+        transcriber, work = self._chosen(upload)
         working = asyncio.ensure_future(
-            self.run(client, lambda caller: self.transcribe(upload, caller, on_segment), work)
+            self.run(client, lambda caller: self.transcribe(upload, transcriber, caller, on_segment), work)
         )
         working.add_done_callback(lambda _: queue.put_nowait(None))
         try:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,11 +14,13 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from data_pipelines.batching.speech import Batch as HostBatch
+from data_pipelines.core.tokenizer import Tokenizer
 from data_pipelines.text.scripts import join
 from jax_speechlm.core.vocabulary import pad
 from jax_speechlm.decoding.attention.beam import AttentionHypothesis, Network, beam_search
 from jax_speechlm.decoding.attention.word_times import first_frames
 from jax_speechlm.decoding.ctc.alignment import Span, words_of
+from jax_speechlm.inference.adapters import adapted
 from jax_speechlm.inference.asr.aed_programs import Programs, Prompts
 from jax_speechlm.inference.asr.answer import Answer, Fallback, Phrase
 from jax_speechlm.inference.asr.base import Transcriber, Transcription
@@ -72,16 +75,19 @@ class AttentionRecognizer(Transcriber):
         path: str | Path,
         decoding: Decoding = Decoding(),  # noqa: B008  frozen
         ensemble: Sequence[str | Path] = (),
+        adapter: str | os.PathLike | None = None,
     ) -> "AttentionRecognizer":
         """Reads a run's newest checkpoint, or a `checkpoints/<step>` folder, and the language models of `decoding`.
 
         Args:
           decoding: with decoder "greedy" texts are not drawn again at higher temperatures, nor with a beam search in
             which CTC has a part.
+          adapter: folder of an adapter (`inference.adapters`) of the run.
 
         Raises:
           CheckpointError: no checkpoint can be read, or it is not of an attention encoder-decoder.
           DataError: a language model cannot be read, or does not fit the tokenizer.
+          ExportError: the adapter cannot be read, or is of another model.
           ValueError: `decoding` needs what the model does not have, or there is an `ensemble`.
         """
         if ensemble:
@@ -99,8 +105,7 @@ class AttentionRecognizer(Transcriber):
             )
         if decoding.timestamps and objective.ctc_weight and not decoding.is_greedy:
             raise ValueError(f"{path}: its CTC head has no times: leave out --timestamps, or the settings of the beam")
-        has_context = objective.whisper is not None and objective.whisper.previous is not None
-        if (decoding.prompt or decoding.condition_on_previous) and not has_context:
+        if (decoding.prompt or decoding.condition_on_previous) and not _has_context(objective):
             raise ValueError(f"{path}: --prompt and --condition-on-previous are for a Whisper; leave them out")
         if decoding.condition_on_previous and not decoding.is_greedy:
             raise ValueError(
@@ -110,12 +115,31 @@ class AttentionRecognizer(Transcriber):
         ctc_weight = objective.ctc_weight if decoding.ctc_weight is None else decoding.ctc_weight
         once = decoding.decoder == "greedy" or (ctc_weight and not decoding.is_greedy)
         fallback = Fallback(temperatures=(0.0,)) if once else cls.fallback
-        prompt = run.tokenizer.encode(f" {decoding.prompt.strip()}") if decoding.prompt else ()
-        settings = {"prompt": tuple(prompt), "condition_on_previous": decoding.condition_on_previous}
-        recognizer = cls(dataclasses.replace(run, params=params), fallback, decoding.timestamps, ctc_weight, **settings)
+        prompt = _prompt_ids(run.tokenizer, decoding.prompt or "")
+        settings = {"prompt": prompt, "condition_on_previous": decoding.condition_on_previous}
+        run = adapted(dataclasses.replace(run, params=params), adapter)
+        recognizer = cls(run, fallback, decoding.timestamps, ctc_weight, **settings)
         if decoding.is_greedy:
             return recognizer
         return dataclasses.replace(recognizer, decoder=Decoder(decoding, recognizer.tokenizer, recognizer._search))
+
+    def with_adapter(self, adapter: str | os.PathLike) -> "AttentionRecognizer":
+        """As of `Transcriber`; the compiled programs are shared too."""
+        return self._changed(self._programs, run=adapted(self.run, adapter))
+
+    def with_prompt(self, text: str) -> "AttentionRecognizer":
+        """As of `Transcriber`; of a long text the end is read. All prompts of one recognizer share their programs."""
+        prompt = _prompt_ids(self.tokenizer, text) if _has_context(self.experiment.objective) else ()
+        return self._changed(self._programs.with_context, prompt=prompt) if prompt else self
+
+    def _changed(self, programs: Programs, **changes: Any) -> "AttentionRecognizer":
+        """Returns a recognizer with changed fields, which computes by `programs`."""
+        other = dataclasses.replace(self, decoder=None, **changes)
+        vars(other).update(_programs=programs)
+        if self.decoder is not None:
+            other = dataclasses.replace(other, decoder=self.decoder.with_search(other._search))
+            vars(other).update(_programs=programs)
+        return other
 
     @property
     def task(self) -> str:
@@ -129,7 +153,7 @@ class AttentionRecognizer(Transcriber):
             method += f", {self.ctc_weight:g} of it CTC" * (self.ctc_weight > 0)
         method += f", at temperatures up to {again[-1]:g} where it fails" if again else ""
         method += f", after the prompt {self.tokenizer.decode(self.prompt).strip()!r}" if self.prompt else ""
-        return method + ", after the text before it" * self.condition_on_previous
+        return method + ", after the text before it" * self.condition_on_previous + self._adapter_description
 
     def transcribe_batches(self, batches: Iterable[HostBatch]) -> dict[int, Transcription]:
         """Generates the text of each row; returns it with its log-probability per token.
@@ -406,6 +430,15 @@ class AttentionRecognizer(Transcriber):
     @functools.cached_property
     def _network(self) -> Network:
         return self._programs.network(self.params, self.ctc_weight, self._context(()))
+
+
+def _has_context(objective: AED) -> bool:
+    """Returns whether the model was trained to read text before a prompt."""
+    return objective.whisper is not None and objective.whisper.previous is not None
+
+
+def _prompt_ids(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
+    return tuple(tokenizer.encode(f" {text.strip()}")) if text.strip() else ()
 
 
 def _span(token: int, start: int, end: int, log_prob: float) -> Span:

@@ -120,15 +120,29 @@ class Programs:
 
     def network(self, params: Params, ctc_weight: float, context: Sequence[int]) -> Network:
         """Returns the model as a beam search calls it, with a context that all texts have."""
-        has_ctc = ctc_weight > 0
+        start, advance = self._searches(ctc_weight > 0)
+        bound = functools.partial(start, params, self.prompts([context])), functools.partial(advance, params)
+        return Network(*bound, self.most_tokens, ctc_weight, self.rules.first_timestamp)
 
+    @functools.cached_property
+    def with_context(self) -> "Programs":
+        """These programs, if text may precede their prompts, or else such, compiled once for all texts."""
+        return self if self.reads_context else dataclasses.replace(self, reads_context=True)
+
+    @functools.cached_property
+    def _searches(self) -> Any:
+        """`(whether CTC has a part) -> (start, advance)` of a beam search."""
+        return functools.cache(self._search)
+
+    def _search(self, has_ctc: bool) -> tuple[Any, Any]:
         @functools.partial(jax.jit, static_argnames="size")
         def start(
-            params: Params, frames_BxTxD: Array, length_B: Array, size: int
+            params: Params, prompt: Prompts, frames_BxTxD: Array, length_B: Array, size: int
         ) -> tuple[network.State, network.Extensions]:
             model = functional.bind(self._graphdef, params)
             source = model.read(frames_BxTxD, Segments.of(length_B))
-            prompts = self._with_language(model.decoder, source, self.prompts([context] * len(length_B)))
+            prompts = Prompts(*(jnp.repeat(each, len(length_B), axis=0) for each in prompt))
+            prompts = self._with_language(model.decoder, source, prompts)
             settings = {"size": size, "width": self._width(size), "has_ctc": has_ctc}
             parts = (*prompts, self._start(prompts), self.rules)
             return network.start(model, frames_BxTxD, length_B, *parts, **settings)
@@ -140,8 +154,7 @@ class Programs:
             model, size = functional.bind(self._graphdef, params), len(origin_N) // len(state.num_frames)
             return network.advance(model, state, origin_N, tokens_N, self.rules, width=self._width(size))
 
-        bound = (functools.partial(function, params) for function in (start, advance))
-        return Network(*bound, self.most_tokens, ctc_weight, self.rules.first_timestamp)
+        return start, advance
 
     @functools.cached_property
     def align(self) -> Any:

@@ -8,6 +8,7 @@ utterances, which are decoded to text.
 import abc
 import functools
 import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -110,6 +111,26 @@ class Transcriber(abc.ABC):
             f"{self.checkpoint}: the decoding of runs that were trained by {self.experiment.objective.kind} cannot be "
             "held to a grammar, only that of CTC and transducers"
         )
+
+    def with_adapter(self, adapter: str | os.PathLike) -> "Transcriber":
+        """Returns the transcriber with an adapter (`inference.adapters`) of its run; both share the base's arrays.
+
+        Raises:
+          ExportError: the adapter cannot be read, or is of another model.
+          ValueError: there is an adapter already, or such runs take none.
+        """
+        raise ValueError(
+            f"{self.checkpoint} takes no adapter {adapter}: only runs that were trained by ctc, transducer or aed do"
+        )
+
+    def with_prompt(self, text: str) -> "Transcriber":
+        """Returns the transcriber with other text that it reads before each window; itself if its model reads none."""
+        del text
+        return self
+
+    @property
+    def _adapter_description(self) -> str:
+        return "" if self.run.adapter is None else f", adapter {self.run.adapter}"
 
     @abc.abstractmethod
     def encode(self, batches: Iterable[Batch]) -> dict[int, Any]:

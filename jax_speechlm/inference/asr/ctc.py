@@ -78,14 +78,7 @@ class Recognizer(Transcriber):
         return cls(members, None if decoding.is_greedy else Decoder(decoding, first.tokenizer), decoding.warps)
 
     def with_adapter(self, adapter: str | os.PathLike) -> "Recognizer":
-        """Returns the recognizer with an adapter of its first run; both share arrays and compiled programs.
-
-        Raises:
-          ExportError: the adapter cannot be read, or is of another model.
-          ValueError: the recognizer has an adapter already.
-        """
-        if self.run.adapter is not None:
-            raise ValueError(f"{self.checkpoint} has the adapter {self.run.adapter} already: load the run without it")
+        """As of `Transcriber`; of an ensemble the first run has the adapter."""
         other = dataclasses.replace(self, members=(adapted(self.run, adapter), *self.members[1:]))
         # The programs take the parameters as arguments, and depend on the settings alone.
         vars(other).update(_posteriors=self._posteriors, _greedy=self._greedy)
@@ -130,8 +123,7 @@ class Recognizer(Transcriber):
     @property
     def decoding_description(self) -> str:
         method = str(Decoding(warps=self.warps) if self.decoder is None else self.decoder.decoding)
-        if self.run.adapter is not None:
-            method = f"{method}, adapter {self.run.adapter}"
+        method += self._adapter_description
         names = ", ".join(str(member.checkpoint) for member in self.members)
         return method if len(self.members) == 1 else f"{method}, ensemble of {names}"
 

@@ -158,6 +158,12 @@ class Decoder:
         other.decoding = self.decoding.replace(**weights)
         return other
 
+    def with_search(self, search: Search) -> "Decoder":
+        """Returns a decoder with another search that shares the models and their cached scores."""
+        other = copy.copy(self)
+        other._search = search
+        return other
+
     def search(self, posteriors: Sequence[Posteriors]) -> list[list[Hypothesis]]:
         """Searches inputs; returns the best `beam_size` hypotheses per utterance, before rescoring."""
         if self._lm is not None:

@@ -18,6 +18,7 @@ from jax_speechlm.decoding.ctc.prefix_beam import BeamSettings
 from jax_speechlm.decoding.transducer import greedy
 from jax_speechlm.decoding.transducer.beam import Network, TimedHypothesis, beam_search
 from jax_speechlm.decoding.transducer.stream import StreamingGreedy
+from jax_speechlm.inference.adapters import adapted
 from jax_speechlm.inference.asr.base import Transcriber, Transcription, separator_of
 from jax_speechlm.inference.asr.decoder import Decoder, Decoding
 from jax_speechlm.inference.asr.hypothesis import Endpointing
@@ -56,12 +57,17 @@ class TransducerRecognizer(Transcriber):
         path: str | os.PathLike,
         decoding: Decoding = Decoding(),  # noqa: B008  frozen
         ensemble: Sequence[str | os.PathLike] = (),
+        adapter: str | os.PathLike | None = None,
     ) -> "TransducerRecognizer":
         """Reads a run's newest checkpoint, or a `checkpoints/<step>` folder, and the language models of `decoding`.
+
+        Args:
+          adapter: folder of an adapter (`inference.adapters`) of the run.
 
         Raises:
           CheckpointError: no checkpoint can be read, or it is not of a transducer.
           DataError: a language model cannot be read, or does not fit the tokenizer.
+          ExportError: the adapter cannot be read, or is of another model.
           ValueError: there is an `ensemble`.
         """
         if ensemble:
@@ -69,14 +75,23 @@ class TransducerRecognizer(Transcriber):
                 f"{path}: is a transducer, whose probabilities depend on its transcript: only runs with CTC posteriors "
                 "make an ensemble; reports can be joined by jax-speechlm rover"
             )
-        recognizer = cls(LoadedRun.load(path, Transducer, "transcribe with a transducer"))
+        recognizer = cls(adapted(LoadedRun.load(path, Transducer, "transcribe with a transducer"), adapter))
         if decoding.is_greedy:
             return recognizer
         return dataclasses.replace(recognizer, decoder=Decoder(decoding, recognizer.tokenizer, recognizer._search))
 
+    def with_adapter(self, adapter: str | os.PathLike) -> "TransducerRecognizer":
+        """As of `Transcriber`; the programs of a greedy search are shared too."""
+        other = TransducerRecognizer(adapted(self.run, adapter))
+        if self.decoder is not None:
+            other = dataclasses.replace(other, decoder=self.decoder.with_search(other._search))
+        vars(other).update(_frames=self._frames, _greedy=self._greedy)  # which take the parameters as arguments
+        return other
+
     @property
     def decoding_description(self) -> str:
-        return "greedy" if self.decoder is None else str(self.decoder.decoding).replace("prefix beam", "beam")
+        method = "greedy" if self.decoder is None else str(self.decoder.decoding).replace("prefix beam", "beam")
+        return method + self._adapter_description
 
     @functools.cached_property
     def separator(self) -> str:

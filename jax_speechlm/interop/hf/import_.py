@@ -36,6 +36,7 @@ from jax_speechlm.interop.hf import (
     whisper,
 )
 from jax_speechlm.interop.hf import text_families as families
+from jax_speechlm.interop.hf.ctranslate2 import as_hugging_face
 from jax_speechlm.interop.hf.foreign_tokenizers import (
     read_ctc_tokenizer,
     read_text_tokenizer,
@@ -110,13 +111,15 @@ def import_run(
 ) -> Verdict:
     """Makes a run with one checkpoint of a folder that transformers' save_pretrained, or our export, wrote.
 
+    A folder of CTranslate2's with a Whisper, such as faster-whisper's, is read too.
     Every command that takes a run takes it: eval, transcribe, generate, embed, probe, export, finetune --from. It
     appears once it has been checked, by transformers where torch and transformers are installed, else by exporting it
     again, which has to give the folder's arrays bit for bit; where something differs nothing appears and the exit
     status is 1. The verdict is kept in the run's jax_speechlm.json.
 
     Args:
-      folder: a local folder with config.json, safetensors, and the files of tokenizer and front end.
+      folder: a local folder with config.json, safetensors, and the files of tokenizer and front end; or with
+        CTranslate2's model.bin, config.json and tokenizer.json.
       out: the run's folder; an earlier import there is replaced.
       dtype: of the stored parameters; bfloat16 takes half the memory and rounds values of other types.
       mesh: how to spread the parameters over this machine's devices while they are read.
@@ -127,19 +130,20 @@ def import_run(
     folders.require_free(out)
     if not folder.is_dir():
         raise ExportError(f"{folder} is no folder: give one with config.json and safetensors in it, on this machine")
-    imported = read_folder(folder)
-    experiment = imported.experiment.replace(mesh=mesh)
-    params = imported.place(make_mesh(mesh), jnp.dtype(dtype))
-    record = {"imported": str(folder), "architecture": imported.architecture, "dtype": dtype}
-    meta = {"experiment": experiment.model_dump(mode="json"), "tokenizer": tokenizer_files(imported.tokenizer)}
-    with folders.written(out, record) as run:
-        ckpt.write(run, params, meta | {"plan": None, "units": imported.units, "step": 0})
-        del params
-        loaded = LoadedRun.read(run)
-        verdict = check_import(folder, loaded, imported.sources, jnp.dtype(dtype), audio, text)
-        folders.write_json(run, RECORD, record | {"check": verdict.to_json()})
-        if verdict.failed:
-            raise FailedCheck(f"{folder}: {verdict.line}")
+    with as_hugging_face(folder) as source:
+        imported = read_folder(source)
+        experiment = imported.experiment.replace(mesh=mesh)
+        params = imported.place(make_mesh(mesh), jnp.dtype(dtype))
+        record = {"imported": str(folder), "architecture": imported.architecture, "dtype": dtype}
+        meta = {"experiment": experiment.model_dump(mode="json"), "tokenizer": tokenizer_files(imported.tokenizer)}
+        with folders.written(out, record) as run:
+            ckpt.write(run, params, meta | {"plan": None, "units": imported.units, "step": 0})
+            del params
+            loaded = LoadedRun.read(run)
+            verdict = check_import(source, loaded, imported.sources, jnp.dtype(dtype), audio, text)
+            folders.write_json(run, RECORD, record | {"check": verdict.to_json()})
+            if verdict.failed:
+                raise FailedCheck(f"{folder}: {verdict.line}")
     print(f"{out}: a run of kind {experiment.objective.kind}; {verdict.line}")
     if not verdict.is_full:
         print(
