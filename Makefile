@@ -1,4 +1,4 @@
-# `make demo` and `make demo-tts` show the whole thing on real speech; `make test` checks it. All do their own set-up.
+# `make demo`, `make demo-tts` and `make demo-transfer` show the whole thing on real speech; `make test` checks it. All do their own set-up.
 PYTHON ?= python3
 VENV ?= $(if $(filter $(PYTHON),python3),.venv,.venv-$(notdir $(PYTHON)))
 BIN := $(VENV)/bin
@@ -19,11 +19,12 @@ QUICK := $(addprefix tests/data_pipelines/,batching core storage text tokenizers
 	$(addprefix tests/cli/test_,impossible_options.py kinds.py) $(addprefix tests/inference/test_,transcript.py windows.py) \
 	tests/core tests/apps/test_self_training.py tests/test_names_of_tasks.py
 
-.PHONY: help docs notebooks demo demo-tts test test-slow test-parity test-quick test-portable test-newest lint format golden clean
+.PHONY: help docs notebooks demo demo-tts demo-transfer test test-slow test-parity test-quick test-portable test-newest lint format golden clean
 
 help:
 	@echo "make demo         fetch speech and text, pretrain, finetune, evaluate, export: a page at the end (15 minutes on 2 cores)"
 	@echo "make demo-tts     fetch speech of one voice, train a small voice, synthesise, judge it (sized for 10 minutes on 2 idle cores)"
+	@echo "make demo-transfer  fetch a Whisper and speech, measure, finetune, measure again, export (sized for 10 minutes on 2 idle cores)"
 	@echo "make test         set up and run the tests (20 to 35 minutes on 2 cores)"
 	@echo "make test-slow    a soak of twenty kills, four processes, the largest plan by the real TPU compiler"
 	@echo "make test-parity  install torch and transformers, run the live comparisons"
@@ -76,6 +77,9 @@ demo: $(VENV)/.installed
 
 demo-tts: $(VENV)/.installed
 	$(BIN)/python scripts/demo_tts.py
+
+demo-transfer: $(VENV)/.installed
+	$(BIN)/python scripts/demo_transfer.py
 
 test: $(VENV)/.tests
 	$(BIN)/pytest -m "not parity and not slow" -n auto --dist loadfile --no-loadscope-reorder --max-worker-restart 0 --durations=15 $(PYTEST_ARGS)

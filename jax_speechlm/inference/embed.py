@@ -50,12 +50,12 @@ class SpeechEncoder:
           CheckpointError: its model has no speech encoder.
           ExportError: the adapter cannot be read, or is of another model.
         """
-        run = adapted(LoadedRun.read(path), adapter)
-        experiment = run.experiment
-        model, params = experiment.model, run.params
+        run = LoadedRun.read(path)
+        experiment, model = run.experiment, run.experiment.model
         if isinstance(model, EncoderDecoderConfig):
-            params, _ = merge(params, model.lora)
-            model = model.encoder
+            params, _ = merge(run.params, model.lora)
+            run, model = dataclasses.replace(run, params=params), model.encoder
+        params = adapted(run, adapter).params
         if not isinstance(model, EncoderConfig):
             raise CheckpointError(
                 f"{run.checkpoint}: was trained by {experiment.objective.kind}, whose model has no speech encoder: "
