@@ -26,7 +26,7 @@ from data_pipelines.prepare.job import prepare
 from jax_speechlm.evaluation.recognition import evaluate_run
 from jax_speechlm.evaluation.report import EvaluationReport, compare
 from jax_speechlm.inference.asr.decoder import Decoding
-from jax_speechlm.interop.folders import ExportError
+from jax_speechlm.interop.folders import RECORD, ExportError
 from jax_speechlm.interop.hf.export import write_checked
 from jax_speechlm.interop.hf.import_ import import_run
 from jax_speechlm.parallel.platforms import cache_compilations
@@ -86,7 +86,8 @@ def main(
 
     console.rule("import Whisper")
     imported, finetuned, exported = (run_dir / name for name in ("whisper", "finetuned", "exported"))
-    import_run(whisper or fetch(run_dir / "download"), imported)
+    if not (imported / RECORD).is_file():
+        import_run(whisper or fetch(run_dir / "download"), imported)
     finished("import")
 
     console.rule("measure it as it is")
