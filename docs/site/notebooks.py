@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "build" / "notebooks"
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _FILE = re.compile(r"# (\w+\.(?:py|yaml))\b.*\n")
-_SERVER = "jax-speechlm serve "
+_SERVER = re.compile(r"jax-speechlm serve |--serve\b")
 _LINK = re.compile(r"\]\((?!https?:|mailto:|#)([^)\s]+)\)")
 
 
@@ -47,7 +47,7 @@ def _cell(language: str, text: str) -> str | None:
     if file := _FILE.match(text):
         magic = f"%%writefile {file[1]}\n"
     elif language == "bash":
-        magic = "%%bash --bg\n" if _SERVER in text else "%%bash -e\n"
+        magic = "%%bash --bg\n" if _SERVER.search(text) else "%%bash -e\n"
     elif language == "python":
         magic = ""
     else:

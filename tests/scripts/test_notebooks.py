@@ -19,6 +19,8 @@ def test_the_cells_of_a_notebook_are_the_blocks_of_its_page(page):
     notebook = NOTEBOOKS["notebook"](text)
     nbformat.validate(notebook)
     cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    shown = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    assert not [line for line in shown.splitlines() if line.startswith("jax-speechlm ")]  # of a block without language
     shell = [cell.partition("\n")[2] for cell in cells if cell.startswith("%%bash")]
     files = dict(cell.split("\n", 1) for cell in cells if cell.startswith("%%writefile "))
     others = [cell for cell in cells if not cell.startswith("%%")]
