@@ -101,10 +101,9 @@ class Toy:
 
     def forward_packed(self, x, lengths, keys, rows: list[list[int]]) -> dict[int, np.ndarray]:
         """Returns the outputs of each utterance, several of which share a row; junk fills the gaps."""
-        slot = [-(-(length + self.gap) // self.multiple) * self.multiple for length in lengths]
-        slots = [sum(slot[i] for i in row) for row in rows]
-        most = max(map(len, rows))
-        packed = np.full((len(rows), max(slots) + 2 * self.multiple, *x.shape[2:]), 1e4, x.dtype)
+        slot = [-(-(length + self.gap) // self.multiple) * self.multiple for length in (*lengths, self.longest)]
+        rows, most = [*rows, *[[]] * (3 - len(rows))], 3  # the same shape, so one program, whatever is packed
+        packed = np.full((len(rows), most * slot[-1] + 2 * self.multiple, *x.shape[2:]), 1e4, x.dtype)
         start, length = np.zeros((2, len(rows), most), np.int32)
         ids = np.zeros((len(rows), most), np.int32)
         for place, row in enumerate(rows):

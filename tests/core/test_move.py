@@ -1,5 +1,7 @@
 """Spans of rows are moved as written out with numpy, and their gradients moved back."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,21 +10,33 @@ from hypothesis import strategies as st
 
 from jax_speechlm.core.segments import Segments, move, moved_from
 
+ROWS, SPANS, FRAMES = 2, 4, (32, 35)
+"""Sizes that hold all that is drawn; so few that two programs do."""
+
 
 @st.composite
 def spans(draw):
-    """(source, target, frames before, frames after): spans of equal lengths with random gaps."""
-    rows, num = draw(st.integers(1, 3)), draw(st.integers(1, 4))
-    length = np.array(draw(st.lists(st.integers(0, 5), min_size=rows * num, max_size=rows * num))).reshape(rows, num)
+    """(source, target, length, frames before, frames after): spans of equal lengths, random gaps, some to the end."""
+    length = np.array(draw(st.lists(st.integers(0, 5), min_size=ROWS * SPANS, max_size=ROWS * SPANS)))
+    length = length.reshape(ROWS, SPANS)
 
-    def lay():
-        gaps = draw(st.lists(st.integers(0, 3), min_size=rows * (num + 1), max_size=rows * (num + 1)))
-        gaps = np.array(gaps).reshape(rows, num + 1)
-        start = np.cumsum(gaps[:, :-1], axis=1) + np.cumsum(length, axis=1) - length
-        return start, int((start[:, -1] + length[:, -1] + gaps[:, -1]).max())
+    def lay(num_frames):
+        gaps = np.array(draw(st.lists(st.integers(0, 3), min_size=ROWS * SPANS, max_size=ROWS * SPANS)))
+        start = np.cumsum(gaps.reshape(ROWS, SPANS), axis=1) + np.cumsum(length, axis=1) - length
+        last = np.array(draw(st.lists(st.booleans(), min_size=ROWS, max_size=ROWS)))
+        return start + np.where(last, num_frames - start[:, -1] - length[:, -1], 0)[:, None]
 
-    (source, before), (target, after) = lay(), lay()
-    return source, target, length, before, after
+    before, after = draw(st.permutations(FRAMES))
+    return lay(before), lay(after), length, before, after
+
+
+@functools.partial(jax.jit, static_argnums=(3,))
+def move_and_back(x, source, target, num_frames, weights):
+    """Returns x moved, the gradient of its product with the weights, the frames taken, and numbered frames moved."""
+    y, back = jax.vjp(lambda x: move(x, source, target, num_frames), x)
+    index = jnp.where(target.mask(num_frames), moved_from(source, target, num_frames), -1)
+    ids = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
+    return y, back(weights)[0], index, move(ids, source, target, num_frames)
 
 
 def moved_one_by_one(x, source, target, length, num_frames):
@@ -37,17 +51,16 @@ def moved_one_by_one(x, source, target, length, num_frames):
 @settings(max_examples=60)
 def test_spans_are_moved_and_their_gradients_moved_back(made, seed):
     source, target, length, before, after = made
-    x = np.random.default_rng(seed).standard_normal((len(source), before, 2)).astype(np.float32)
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((ROWS, before, 2)).astype(np.float32)
+    weights = rng.standard_normal((ROWS, after, 2)).astype(np.float32)
     lie, to = (Segments(jnp.asarray(start, jnp.int32), jnp.asarray(length, jnp.int32)) for start in (source, target))
-    y, back = jax.vjp(lambda x: move(x, lie, to, after), jnp.asarray(x))
+    y, gradient, index, moved_ids = move_and_back(x, lie, to, after, weights)
     np.testing.assert_array_equal(y, moved_one_by_one(x, source, target, length, after))
-    weights = np.random.default_rng(seed + 1).standard_normal(y.shape).astype(np.float32)
-    (gradient,) = back(jnp.asarray(weights))
     np.testing.assert_array_equal(gradient, moved_one_by_one(weights, target, source, length, before))
-    index = np.where(to.mask(after), moved_from(lie, to, after), -1)
     ids = np.broadcast_to(np.arange(before), x.shape[:2])
     np.testing.assert_array_equal(index + 1, moved_one_by_one(ids + 1, source, target, length, after))
-    np.testing.assert_array_equal(move(jnp.asarray(ids), lie, to, after), np.maximum(index, 0))
+    np.testing.assert_array_equal(moved_ids, np.maximum(index, 0))
 
 
 def test_no_gradient_scatters():
