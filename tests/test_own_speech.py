@@ -11,12 +11,9 @@ from jax_speechlm import cli
 from tests.pages import blocks, commands, read
 from tests.trained_tones import speak
 
-TINY = ("--model.dim", "16", "--model.num-heads", "2", "--model.num-layers", "2", "--data.batch-multiple", "8")
-MORE = {
-    "pretrain": (*TINY, "--loop.log-every", "1"),
-    "finetune": (*TINY, "--loop.log-every", "1", "--objective.intermediate", "1"),
-    "plan": ("--model.dim", "16", "--model.num-heads", "2", "--model.num-layers", "1", "--objective.intermediate"),
-}
+SHORT = ("--data.row-seconds", "4", "--data.max-seconds", "4", "--data.seconds-per-batch", "32")
+TINY = ("--model.dim", "16", "--model.num-heads", "2", "--model.num-layers", "1", "--data.batch-multiple", "8", *SHORT)
+MORE = {"pretrain": TINY, "finetune": (*TINY, "--objective.intermediate"), "plan": (*TINY, "--objective.intermediate")}
 """Options that the commands get besides those of the page."""
 
 
@@ -57,10 +54,10 @@ def test_the_way_from_a_laptop_to_a_slice(workplace, monkeypatch, capsys):
     if not Path("data/mine").exists():
         assert cli.main(["prepare", "--manifest", "mine.jsonl", "--normalise-text", "basic", "--language", "en"]) == 0
     plan, finetune, *launches = commands(page)
-    assert cli.main([*plan, "--topology", "cpu-8", *MORE["plan"]]) in (0, 3)
+    assert cli.main([*plan, "--topology", "cpu-8", *MORE["plan"]]) == 0
     printed = capsys.readouterr().out
     assert "8 chips: data 8" in printed
-    assert cli.main([*finetune, "--data.seconds-per-batch", "200", "--objective.intermediate", "1"]) == 0
+    assert cli.main([*finetune, *SHORT, "--objective.intermediate", "1"]) == 0
     assert list(Path("runs/try/checkpoints").iterdir())
     capsys.readouterr()
     for words in launches:
