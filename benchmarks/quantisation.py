@@ -29,6 +29,7 @@ def main() -> None:
 
     from data_pipelines.core.files import folder_bytes
     from jax_speechlm.compression.quantize import quantize_run
+    from jax_speechlm.evaluation import comparison
     from jax_speechlm.evaluation import report as reports
     from jax_speechlm.evaluation.recognition import EvaluationSpeech
     from jax_speechlm.inference.asr.ctc import Recognizer
@@ -58,7 +59,7 @@ def main() -> None:
                 seconds.append(time.perf_counter() - began)
             report = reports.evaluate(speech.utterances(texts))
             plain = plain or report
-            change = "" if report is plain else str(reports.compare(plain, report)).partition(": ")[2]
+            change = "" if report is plain else str(comparison.compare(plain, report)[0]).partition(": ")[2]
             sizes = folder_bytes(out), sum(leaf.nbytes for leaf in jax.tree.leaves(recognizer.params))
             table.add_row(
                 kind, str(report.wer), change, *(f"{each / 1e6:.2f}" for each in sizes), f"{min(seconds):.2f}"

@@ -17,7 +17,7 @@ from data_pipelines.sources.debian_texts import dictionary
 from jax_speechlm.apps.question_answering.index import PassageIndex
 from jax_speechlm.apps.question_answering.passages import passages_of
 from jax_speechlm.apps.question_answering.reading import PassageAnswers
-from jax_speechlm.evaluation.minimal_pairs import wilson_interval
+from jax_speechlm.evaluation.resampling import wilson_interval
 
 _LEAST_WORDS = 20  # of an entry that is asked for
 

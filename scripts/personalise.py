@@ -24,6 +24,7 @@ from run_queue import train_to_end
 from data_pipelines.core.errors import DataError
 from data_pipelines.prepare.job import main as prepare
 from jax_speechlm.evaluation import base, recognition, report
+from jax_speechlm.evaluation.comparison import compare
 from jax_speechlm.evaluation.report import EvaluationReport, Utterance
 from jax_speechlm.nn.lora import LoRA
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
@@ -77,7 +78,7 @@ def main(
     for speaker, (before, *after) in reports.items():
         table.add_row(speaker, "0", str(before.wer), "")
         for count, each in zip(utterances, after, strict=True):
-            change = report.compare(before, each)
+            (change,) = compare(before, each)
             low, high = (100 * bound for bound in change.interval)
             difference = f"{100 * change.difference:+.1f} [{low:+.1f}, {high:+.1f}]"
             table.add_row(speaker, str(count), str(each.wer), difference)

@@ -35,8 +35,8 @@ from data_pipelines.storage import index as indexes
 from jax_speechlm.cli import units
 from jax_speechlm.core.batch import Batch
 from jax_speechlm.evaluation import classification
-from jax_speechlm.evaluation.minimal_pairs import wilson_interval
 from jax_speechlm.evaluation.probing import ProbeReport, probe_run, statistics
+from jax_speechlm.evaluation.resampling import wilson_interval
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.frontend.mfcc import mfcc
 from jax_speechlm.parallel.platforms import cache_compilations

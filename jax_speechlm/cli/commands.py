@@ -288,7 +288,7 @@ COMMANDS = {
     ),
     "compare": Command(
         "measure",
-        "jax_speechlm.evaluation.recognition:compare_reports",
+        "jax_speechlm.evaluation.comparison:compare_reports",
         "paired bootstrap between two evaluations",
         "jax-speechlm compare runs/a/eval/*/report.json runs/b/eval/*/report.json",
     ),

@@ -7,9 +7,7 @@ from jaxtyping import Float
 from rich.table import Table
 
 from jax_speechlm.evaluation import base
-from jax_speechlm.evaluation.resampling import MIN_UTTERANCES, interval, resampled_sums
-
-_RESAMPLES = 10_000
+from jax_speechlm.evaluation.resampling import MIN_UTTERANCES, RESAMPLES, Interval, bootstrap, share_interval
 
 
 class AgreementReport(base.Report):
@@ -27,6 +25,7 @@ class AgreementReport(base.Report):
     kappa: float | None
     interval: tuple[float, float] | None
     equal: float
+    equal_interval: Interval | None = None
     held_out: str
     folds: int = 5
 
@@ -36,27 +35,27 @@ class AgreementReport(base.Report):
     ) -> "AgreementReport":
         """Compares predicted scores with those of a person."""
         kappa, bounds = weighted_kappa(scores, predicted)
-        equal = float(np.mean(predicted == scores))
-        return cls(answers=len(scores), kappa=kappa, interval=bounds, equal=equal, held_out=held_out, folds=folds)
+        is_equal = predicted == scores
+        equal = {"equal": float(np.mean(is_equal)), "equal_interval": share_interval(is_equal)}
+        return cls(answers=len(scores), kappa=kappa, interval=bounds, **equal, held_out=held_out, folds=folds)
 
     def tables(self) -> Iterator[Table]:
         """Yields kappa and the share of equal scores."""
         table = base.new_table(
             "answers",
             "quadratic weighted kappa [95 %]",
-            "equal scores",
+            "equal scores [95 %]",
             title=f"{self.held_out} held out, {self.folds} folds",
         )
-        value = "-" if self.kappa is None else f"{self.kappa:.3f}"
-        bounds = f" [{self.interval[0]:.3f}, {self.interval[1]:.3f}]" if self.interval else ""
-        table.add_row(f"{self.answers:,}", value + bounds, f"{self.equal:.1%}")
+        value = "-" if self.kappa is None else base.number(self.kappa, self.interval)
+        table.add_row(f"{self.answers:,}", value, base.percent(self.equal, self.equal_interval))
         if self.interval is None:
             table.caption = f"no interval: fewer than {MIN_UTTERANCES} answers, or equal scores"
         yield table
 
 
 def weighted_kappa(
-    first: Float[np.ndarray, " answers"], second: Float[np.ndarray, " answers"], resamples: int = _RESAMPLES
+    first: Float[np.ndarray, " answers"], second: Float[np.ndarray, " answers"], resamples: int = RESAMPLES
 ) -> tuple[float | None, tuple[float, float] | None]:
     """Computes the quadratic weighted kappa of two raters (Cohen 1968), and its 95 % interval by bootstrap.
 
@@ -78,7 +77,4 @@ def weighted_kappa(
     value = float(kappa(np.sum(rows, axis=1)))
     if np.isnan(value):
         return None, None
-    if len(first) < MIN_UTTERANCES:
-        return value, None
-    drawn = kappa(resampled_sums(rows, resamples, seed=0))
-    return value, interval(drawn[~np.isnan(drawn)])
+    return value, bootstrap(rows, kappa, resamples=resamples)

@@ -17,15 +17,12 @@ from rich.table import Table
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.lines import parsed_objects
 from jax_speechlm.core.config import Config
-from jax_speechlm.evaluation import base, resampling
-from jax_speechlm.evaluation.minimal_pairs import wilson_interval
+from jax_speechlm.evaluation import base
+from jax_speechlm.evaluation.resampling import Interval, bootstrap_mean, share_interval, wilson_interval
 
 TYPED, RECOGNISED = "typed", "recognised"
-_RESAMPLES = 10_000
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
-
-Interval = tuple[float, float]
 
 
 class Question(NamedTuple):
@@ -49,7 +46,8 @@ class AnswerScore(Config):
       asked: "typed" or "recognised".
       answerable: number of questions that have an answer; the next five are of them, None if there are none.
       exact: share of the answers that equal a reference. The intervals of shares are Wilson's (1927).
-      f1: mean F1 of the words shared with the nearest reference. The interval is by bootstrap over questions.
+      f1: mean F1 of the words shared with the nearest reference. The interval is by bootstrap over questions; None for
+        few.
       silent: share without any answer.
       unanswerable: number of questions without an answer.
       refused: share of these that get none, which is right; None if there are none.
@@ -62,6 +60,7 @@ class AnswerScore(Config):
     f1: float | None
     f1_interval: Interval | None
     silent: float | None
+    silent_interval: Interval | None = None
     unanswerable: int
     refused: float | None
     refused_interval: Interval | None
@@ -94,6 +93,21 @@ class AnswerReport(base.Report):
     loss_interval: Interval | None
     answers: tuple[GivenAnswer, ...]
 
+    def measures(self) -> dict[str, base.Measure]:
+        """Returns the F1 of the answerable questions, and the share of the others that get no answer."""
+        measures = {}
+        for asked in (score.asked for score in self.scores):
+            given = [each for each in self.answers if each.asked == asked]
+            for name, is_answerable in (("F1", True), ("not answered", False)):
+                items = [
+                    base.Item(id=str(row), reference=" / ".join(each.references), sums={name: (each.f1, 1)})
+                    for row, each in enumerate(given)
+                    if bool(each.references) == is_answerable
+                ]
+                if items:
+                    measures[f"{name}, {asked}"] = base.Measure.of_items(items, name)
+        return measures
+
     def tables(self) -> Iterator[Table]:
         """Yields a table with a row for each way of asking, and the recognizer's share of the loss."""
         columns = ("answerable", "exact match", "F1", "not answered", "unanswerable", "not answered")
@@ -104,7 +118,7 @@ class AnswerReport(base.Report):
                 f"{each.answerable:,}",
                 _shown(each.exact, each.exact_interval),
                 _shown(each.f1, each.f1_interval),
-                _shown(each.silent),
+                _shown(each.silent, each.silent_interval),
                 f"{each.unanswerable:,}",
                 _shown(each.refused, each.refused_interval),
             )
@@ -191,8 +205,9 @@ def score_answers(
         exact=exact,
         exact_interval=None if exact is None else wilson_interval(exact, len(known)),
         f1=float(f1.mean()) if known else None,
-        f1_interval=_mean_interval(f1) if known else None,
+        f1_interval=bootstrap_mean(f1),
         silent=_share([answer is None for _, answer in known]),
+        silent_interval=share_interval([answer is None for _, answer in known]),
         unanswerable=len(others),
         refused=refused,
         refused_interval=None if refused is None else wilson_interval(refused, len(others)),
@@ -244,15 +259,10 @@ def evaluate_answers(
         scores=tuple(score for score, _ in parts),
         compared=len(both),
         loss=float(lost.mean()) if both else None,
-        loss_interval=_mean_interval(lost) if both else None,
+        loss_interval=bootstrap_mean(lost),
         answers=tuple(row for _, given in parts for row in given),
     )
 
 
 def _share(values: Sequence[bool]) -> float | None:
     return float(np.mean(values)) if values else None
-
-
-def _mean_interval(values: np.ndarray) -> Interval:
-    """Returns the 95 % interval of a mean, by bootstrap."""
-    return resampling.interval(resampling.resampled_sums((values,), _RESAMPLES, 0)[0] / len(values))

@@ -1,10 +1,13 @@
 """What all evaluators share: options of their commands, and reports."""
 
 import abc
+import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+import numpy as np
+from jaxtyping import Float
 from pydantic import PositiveInt
 from rich.console import Console
 from rich.markup import escape
@@ -13,6 +16,7 @@ from tyro.conf import Positional, arg
 
 from data_pipelines.core.paths import AnyPath, as_path
 from jax_speechlm.core.config import Config
+from jax_speechlm.evaluation.resampling import Interval, Statistic, ratio
 
 Checkpoint = Positional[Annotated[Path, arg(help="a run's directory, or one of its checkpoints/<step> folders.")]]
 Sets = Annotated[
@@ -29,8 +33,56 @@ BatchSeconds = Annotated[float, arg(help="padded audio per batch, in seconds; af
 Self = TypeVar("Self", bound="Report")
 
 
+class Item(Config):
+    """What a report keeps of one item, such as an utterance, for paired comparisons.
+
+    Attributes:
+      id: unique in the report.
+      speaker: '' if unknown.
+      reference: what reports of the same data agree in.
+      sums: by measure: terms that add up over items; numerator and denominator of a rate.
+    """
+
+    id: str
+    speaker: str = ""
+    reference: str = ""
+    sums: dict[str, tuple[float, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """A measure of a report by item, for paired comparisons.
+
+    Attributes:
+      ids, references, speakers: of the items, as in `Item`.
+      terms: what adds up over items.
+      statistic: computes the measure from sums of the terms.
+      as_percent: whether it is a share.
+      setting: what two reports must agree in, such as the normalizer, as they name it.
+    """
+
+    ids: Sequence[str]
+    references: Sequence[str]
+    speakers: Sequence[str | None]
+    terms: Float[np.ndarray, "items terms"]
+    statistic: Statistic = ratio
+    as_percent: bool = True
+    setting: str = ""
+
+    @classmethod
+    def of_items(cls, items: Sequence[Item], name: str, **options: Any) -> "Measure":
+        """Returns the measure of this name of those items that have it."""
+        items = [item for item in items if name in item.sums]
+        columns = ([getattr(item, field) for item in items] for field in ("id", "reference", "speaker"))
+        return cls(*columns, np.array([item.sums[name] for item in items], np.float64), **options)
+
+
 class Report(Config):
     """The result of an evaluation: values, which are saved as JSON, and their presentation."""
+
+    def measures(self) -> dict[str, Measure]:
+        """Returns the measures that `jax-speechlm compare` tests, by name; none if no items are kept."""
+        return {}
 
     @abc.abstractmethod
     def tables(self) -> Iterable[Table]:
@@ -90,7 +142,13 @@ def new_table(*columns: str, left: int = 1, **options: Any) -> Table:
     return table
 
 
-def percent(share: float, interval: tuple[float, float] | None) -> str:
+def percent(share: float, interval: Interval | None) -> str:
     """Formats a share and its interval, such as "12.3 % [10.1, 14.5]"."""
     bounds = "" if interval is None else " [{:.1f}, {:.1f}]".format(*(100 * bound for bound in interval))
     return f"{100 * share:.1f} %{bounds}"
+
+
+def number(value: float, interval: Interval | None, digits: str = ".3f") -> str:
+    """Formats a value and its interval, such as "1.514 [1.498, 1.531]"."""
+    bounds = "" if interval is None else " [{}, {}]".format(*(f"{bound:{digits}}" for bound in interval))
+    return f"{value:{digits}}{bounds}"

@@ -23,15 +23,14 @@ from jax_speechlm.core.batch import Batch
 from jax_speechlm.core.config import Config
 from jax_speechlm.evaluation import base, resampling
 from jax_speechlm.evaluation.batches import speech_batches
-from jax_speechlm.evaluation.minimal_pairs import wilson_interval
 from jax_speechlm.evaluation.probing import Fold, check_folds, majority_accuracy
+from jax_speechlm.evaluation.resampling import wilson_interval
 from jax_speechlm.frontend.utterance_vectors import VectorKind, utterance_vectors
 from jax_speechlm.inference.classical import SAMPLE_RATE, save
 from jax_speechlm.inference.embed import SpeechEncoder
 from jax_speechlm.inference.predictor import rows_by_id
 from jax_speechlm.models.classical.classifiers import ClassifierName, make_classifier
 
-_RESAMPLES = 10_000
 FRAME_SAMPLES = SAMPLE_RATE // 100
 
 Vectors = Float[np.ndarray, "rows dim"]
@@ -210,9 +209,9 @@ def _row(
     if groups is None:
         interval = wilson_interval(accuracy, len(correct))
         return Baseline(vectors=vectors, classifier=classifier, accuracy=accuracy, interval=interval)
-    names = np.unique(groups)
-    right, count = (np.array([part[groups == name].sum() for name in names]) for part in (correct, correct | True))
-    sums = resampling.resampled_sums((right, count), _RESAMPLES, 0)
+    names, group_of_row = np.unique(groups, return_inverse=True)
+    right, count = resampling.by_unit([correct, correct | True], group_of_row)
+    sums = resampling.resampled_sums((right, count), resampling.RESAMPLES, 0)  # of few groups too, such as speakers
     return Baseline(
         vectors=vectors,
         classifier=classifier,

@@ -14,6 +14,14 @@ from jax_speechlm.training.runs import LoadedRun
 _TOKENS_PER_BATCH = 8192
 
 
+def item_ids(index: Index) -> list[str]:
+    """Returns a unique id of every row: its own, and its set before it if there are several sets."""
+    ids = index.column("id").to_pylist()
+    if len({part.set_dir for part in index.parts}) == 1:
+        return ids
+    return [f"{index.locate(row)[0].set_dir.name}/{name}" for row, name in enumerate(ids)]
+
+
 def speech_batches(
     index: Index,
     frame_samples: int,

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from jax_speechlm.core.config import Config
 from jax_speechlm.evaluation import base
-from jax_speechlm.evaluation.minimal_pairs import wilson_interval
+from jax_speechlm.evaluation.resampling import wilson_interval
 from jax_speechlm.inference.segmentation import Samples
 
 

@@ -15,8 +15,8 @@ from data_pipelines.core.errors import DataError
 from data_pipelines.core.paths import as_path
 from data_pipelines.storage import index as indexes
 from jax_speechlm.core.config import Config
-from jax_speechlm.evaluation import base, wer
-from jax_speechlm.evaluation.report import EvaluationReport, Metric, Score, count_errors
+from jax_speechlm.evaluation import base, resampling, wer
+from jax_speechlm.evaluation.report import EvaluationReport, Metric, Score, count_errors, score_counts
 
 OWN_COLUMNS = "speaker", "language", "duration"
 """Columns that a report has itself."""
@@ -31,6 +31,7 @@ class Gap(Config):
     Attributes:
       best, worst: the groups with the lowest and the highest rate.
       difference: of their rates.
+      interval: 95 % interval of the difference of these two groups, by bootstrap over `units`; None of few speakers.
       p_value: share of permutations of the groups among `units` whose largest difference is at least as large, so that
         it holds for all pairs of groups at once.
       units: "speakers" if each is of one group, since the utterances of a speaker are alike; else "utterances".
@@ -39,6 +40,7 @@ class Gap(Config):
     best: str
     worst: str
     difference: float
+    interval: resampling.Interval | None = None
     p_value: float
     units: str
 
@@ -77,10 +79,12 @@ class FairnessReport(base.Report):
         if self.gap is None:
             return f"{unknown}No gap: fewer than two groups have {wer.MIN_UTTERANCES} utterances."
         gap = self.gap
+        bounds = gap.interval and tuple(100 * bound for bound in gap.interval)
+        difference = base.number(100 * gap.difference, bounds, ".1f")
         return (
             f"{unknown}Largest gap, of groups with {wer.MIN_UTTERANCES} utterances or more: "
             f'"{gap.best}" and "{gap.worst}", '
-            f"{100 * gap.difference:.1f} points, p = {gap.p_value:.2g} (permutations of {gap.units})."
+            f"{difference} points, p = {gap.p_value:.2g} (permutations of {gap.units})."
         )
 
 
@@ -136,10 +140,8 @@ def fairness(
     counts = count_errors(evaluation.utterances, evaluation.normalizer, evaluation.headline, evaluation.headline)
     groups = {}
     for name, rows in rows_of.items():
-        chosen = counts[rows]
-        totals = zip(("substitutions", "deletions", "insertions", "tokens"), chosen.sum(0).tolist(), strict=True)
-        bounds = wer.bootstrap(chosen, evaluation.resamples, evaluation.seed)
-        groups[name] = Score(rate=wer.rate(chosen), interval=bounds, utterances=len(rows), **dict(totals))
+        spoken_by = [evaluation.utterances[row].speaker for row in rows]
+        groups[name] = score_counts(counts[rows], spoken_by, evaluation.resamples, evaluation.seed)
     large = {
         name: rows
         for name, rows in rows_of.items()
@@ -204,7 +206,13 @@ def _gap(
     observed = rates(group_of_unit)
     difference, rng = np.ptp(observed), np.random.default_rng(seed)
     larger = sum(np.ptp(rates(rng.permutation(group_of_unit))) >= difference - 1e-12 for _ in range(_PERMUTATIONS))
+    pair = [np.where(group_of_unit == each, sums, 0) for each in (observed.argmin(), observed.argmax())]
+
+    def gap(drawn: Float[np.ndarray, "4 resamples"]) -> Float[np.ndarray, " resamples"]:
+        return resampling.ratio(drawn[2:]) - resampling.ratio(drawn[:2])
+
     return Gap(
+        interval=resampling.bootstrap(np.concatenate(pair), gap, seed=seed),
         best=names[observed.argmin()],
         worst=names[observed.argmax()],
         difference=float(difference),

@@ -19,7 +19,7 @@ from data_pipelines.core.errors import DataError
 from data_pipelines.core.lines import check_storable, parse_object, text_lines
 from jax_speechlm.core.config import Config
 from jax_speechlm.evaluation import base
-from jax_speechlm.evaluation.minimal_pairs import wilson_interval
+from jax_speechlm.evaluation.resampling import wilson_interval
 from jax_speechlm.inference.lm.causal import LanguageModel
 from jax_speechlm.inference.lm.units import UnitModel
 from jax_speechlm.inference.load import load
@@ -75,6 +75,13 @@ class FewShotReport(base.Report):
     majority: float
     seed: int
     results: tuple[Shots, ...]
+    items: tuple[base.Item, ...] = ()
+
+    def measures(self) -> dict[str, base.Measure]:
+        """Returns the accuracies by number of demonstrations."""
+        names = [f"{each.shots} shots" for each in self.results] if self.items else []
+        setting = f"--seed {self.seed}"
+        return {name: base.Measure.of_items(self.items, name, setting=setting) for name in names}
 
     def tables(self) -> Iterator[Table]:
         """Yields the accuracies over the number of demonstrations."""
@@ -151,7 +158,7 @@ def evaluate(
     def solved(question: str | Path, answer: str) -> tuple[str | Path, ...]:
         return question, joiner + answer + separator
 
-    results = []
+    results, right_of = [], {}
     for count in shots:
         documents = []
         for example, order, candidates in zip(test, drawn, choices, strict=True):
@@ -160,6 +167,7 @@ def evaluate(
             documents += [encode([*shown, *solved(example.question, answer)]) for answer in candidates]
         scores = np.array([-nats.sum(dtype=np.float64) for nats in lm.token_nll(documents)])
         right = np.array(list(_right(scores, test, choices)))
+        right_of[f"{count} shots"] = right.tolist()
         results.append(
             Shots(
                 shots=count,
@@ -176,6 +184,14 @@ def evaluate(
         majority=float(np.mean([example.answer == usual for example in test])),
         seed=seed,
         results=tuple(results),
+        items=tuple(
+            base.Item(
+                id=str(row),
+                reference=f"{example.question}: {example.answer}",
+                sums={name: (right[row], 1) for name, right in right_of.items()},
+            )
+            for row, example in enumerate(test)
+        ),
     )
 
 

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import pydantic
+from jaxtyping import Int
 from rich.markup import escape
 from rich.table import Table
 from tyro.conf import arg
@@ -16,20 +18,17 @@ from data_pipelines.storage.index import Index
 from jax_speechlm.core.batch import Batch
 from jax_speechlm.core.config import Config
 from jax_speechlm.evaluation import base, resampling
-from jax_speechlm.evaluation.batches import speech_batches
-from jax_speechlm.evaluation.minimal_pairs import wilson_interval
+from jax_speechlm.evaluation.batches import item_ids, speech_batches
 from jax_speechlm.evaluation.noise import noisy
+from jax_speechlm.evaluation.resampling import Interval
 from jax_speechlm.inference.intent import Command, CommandClassifier
 
 CLEAN = "clean"
-_RESAMPLES = 10_000
 
 NoiseSet = Annotated[
     str | None, arg(help='prepared set of noise to test with at each --snr too; "name:split" selects a split.')
 ]
 Ratios = Annotated[tuple[float, ...], arg(help="signal-to-noise ratios in dB.")]
-
-Interval = tuple[float, float]
 
 
 class CommandScore(Config):
@@ -44,18 +43,24 @@ class CommandScore(Config):
         shares are Wilson's (1927).
       rejected: share of the utterances without a predicted intent.
       by_slot: F1 by slot.
+      items: by utterance.
+
+    With many speakers all intervals are by bootstrap over speakers. Those of F1 are None for few utterances.
     """
 
     condition: str
     utterances: int
     intent: float
-    intent_interval: Interval
+    intent_interval: Interval | None
     f1: float
-    f1_interval: Interval
+    f1_interval: Interval | None
     exact: float
-    exact_interval: Interval
+    exact_interval: Interval | None
     rejected: float
+    rejected_interval: Interval | None = None
     by_slot: dict[str, float]
+    by_slot_intervals: dict[str, Interval | None] = pydantic.Field(default_factory=dict)
+    items: tuple[base.Item, ...] = ()
 
 
 class CommandReport(base.SetReport):
@@ -73,6 +78,14 @@ class CommandReport(base.SetReport):
     noise_set: str = ""
     scores: tuple[CommandScore, ...]
 
+    def measures(self) -> dict[str, base.Measure]:
+        """Returns the accuracy of intents, F1 of slots, and share of commands right as a whole, in each condition."""
+        return {
+            f"{name}, {score.condition}": base.Measure.of_items(score.items, name)
+            for score in self.scores
+            for name in (score.items[0].sums if score.items else ())
+        }
+
     def tables(self) -> Iterator[Table]:
         """Yields a table with a row per condition, and one of the slots."""
         noise = f", noise of {self.noise_set}" if self.noise_set else ""
@@ -80,12 +93,13 @@ class CommandReport(base.SetReport):
         table = base.new_table("", "intent", "slot F1", "all right", "rejected", title=title)
         for each in self.scores:
             pairs = ((each.intent, each.intent_interval), (each.f1, each.f1_interval))
-            pairs += ((each.exact, each.exact_interval),)
-            table.add_row(each.condition, *(base.percent(*pair) for pair in pairs), f"{each.rejected:.1%}")
+            pairs += ((each.exact, each.exact_interval), (each.rejected, each.rejected_interval))
+            table.add_row(each.condition, *(base.percent(*pair) for pair in pairs))
         yield table
         slots = base.new_table("slot F1", *(each.condition for each in self.scores))
         for name in self.scores[0].by_slot:
-            slots.add_row(escape(name), *(f"{each.by_slot[name]:.1%}" for each in self.scores))
+            cells = (base.percent(each.by_slot[name], each.by_slot_intervals.get(name)) for each in self.scores)
+            slots.add_row(escape(name), *cells)
         yield slots
 
 
@@ -95,8 +109,17 @@ def commands_of(index: Index) -> list[Command]:
     return [Command(intent, read_slots(slots), 1.0) for intent, slots in zip(*columns, strict=True)]
 
 
-def score_commands(actual: Sequence[Command], predicted: Sequence[Command], condition: str = CLEAN) -> CommandScore:
+def score_commands(
+    actual: Sequence[Command],
+    predicted: Sequence[Command],
+    condition: str = CLEAN,
+    ids: Sequence[str] = (),
+    speakers: Sequence[str] = (),
+) -> CommandScore:
     """Compares predicted with actual commands, row by row.
+
+    Args:
+      ids, speakers: of the utterances; by default they are numbered, of unknown speakers.
 
     Raises:
       ValueError: there are none.
@@ -106,32 +129,47 @@ def score_commands(actual: Sequence[Command], predicted: Sequence[Command], cond
     pairs = list(zip(actual, predicted, strict=True))
     right = [sum(each.slots.get(name) == value for name, value in true.slots.items()) for true, each in pairs]
     sizes = [len(true.slots) + len(each.slots) for true, each in pairs]
-    sums = resampling.resampled_sums((np.array(right), np.array(sizes)), _RESAMPLES, 0)
-    intent = float(np.mean([true.intent == each.intent for true, each in pairs]))
-    exact = float(np.mean([true[:2] == each[:2] for true, each in pairs]))
+    intent = [true.intent == each.intent for true, each in pairs]
+    exact = [true[:2] == each[:2] for true, each in pairs]
+    rejected = [each.intent is None for _, each in pairs]
+    ids, speakers = ids or [str(row) for row in range(len(pairs))], speakers or [""] * len(pairs)
+    units = resampling.units_of(speakers)
     names = sorted({name for true in actual for name in true.slots})
+    of_slots = {name: _slot_terms(pairs, name) for name in names}
     return CommandScore(
         condition=condition,
         utterances=len(pairs),
-        intent=intent,
-        intent_interval=wilson_interval(intent, len(pairs)),
-        f1=_f1(sum(right), sum(sizes)),
-        f1_interval=resampling.interval(2 * sums[0] / np.maximum(sums[1], 1)),
-        exact=exact,
-        exact_interval=wilson_interval(exact, len(pairs)),
-        rejected=float(np.mean([each.intent is None for _, each in pairs])),
-        by_slot={name: _slot_f1(pairs, name) for name in names},
+        intent=float(np.mean(intent)),
+        intent_interval=resampling.share_interval(intent, units),
+        f1=2 * sum(right) / max(sum(sizes), 1),
+        f1_interval=resampling.bootstrap([2 * np.array(right), np.array(sizes)], unit_of_row=units),
+        exact=float(np.mean(exact)),
+        exact_interval=resampling.share_interval(exact, units),
+        rejected=float(np.mean(rejected)),
+        rejected_interval=resampling.share_interval(rejected, units),
+        by_slot={name: float(each.sum(1)[0] / max(each.sum(1)[1], 1)) for name, each in of_slots.items()},
+        by_slot_intervals={name: resampling.bootstrap(each, unit_of_row=units) for name, each in of_slots.items()},
+        items=tuple(
+            base.Item(
+                id=ids[row],
+                speaker=speakers[row] or "",
+                reference=f"{true.intent} {sorted(true.slots.items())}",
+                sums={
+                    "intent": (intent[row], 1),
+                    "slot F1": (2 * right[row], sizes[row]),
+                    "all right": (exact[row], 1),
+                },
+            )
+            for row, (true, _) in enumerate(pairs)
+        ),
     )
 
 
-def _f1(right: int, sizes: int) -> float:
-    return 2 * right / max(sizes, 1)
-
-
-def _slot_f1(pairs: Sequence[tuple[Command, Command]], name: str) -> float:
+def _slot_terms(pairs: Sequence[tuple[Command, Command]], name: str) -> Int[np.ndarray, "2 utterances"]:
+    """Returns, of one slot, twice the right values and the values in reference and prediction: the terms of its F1."""
     values = [(true.slots.get(name), each.slots.get(name)) for true, each in pairs]
-    right = sum(true == each is not None for true, each in values)
-    return _f1(right, sum(value is not None for pair in values for value in pair))
+    right = [2 * (true == each is not None) for true, each in values]
+    return np.array([right, [sum(value is not None for value in pair) for pair in values]])
 
 
 def in_conditions(
@@ -150,6 +188,7 @@ def in_conditions(
       predict: returns the commands of the rows of batches by `example_id`; rows that are missing are no command.
     """
     actual, conditions = commands_of(index), {CLEAN: None}
+    ids, speakers = item_ids(index), index.column("speaker").to_pylist()
     if noise_set is not None:
         noise = NoiseReader(indexes.read_sets(data_dir, (noise_set,), "train", index.sample_rate), seed=0)
         conditions |= {f"{ratio:g} dB": ratio for ratio in sorted(snr, reverse=True)}
@@ -158,7 +197,7 @@ def in_conditions(
         batches = speech_batches(index, frame_samples, seconds_per_batch)
         found = predict(batches if ratio is None else noisy(batches, noise, ratio))
         rows = [found.get(row, Command(None, {}, 0.0)) for row in range(len(index))]
-        scores.append(score_commands(actual, rows, name))
+        scores.append(score_commands(actual, rows, name, ids, speakers))
     return tuple(scores)
 
 

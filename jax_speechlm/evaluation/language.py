@@ -1,12 +1,14 @@
 """Evaluates language models: bits per byte and perplexity, compared with n-gram models on the same bytes."""
 
+import dataclasses
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, ClassVar, TypeVar
 
 import numpy as np
+from jaxtyping import Float
 from rich.table import Table
 from tyro.conf import arg
 
@@ -15,9 +17,13 @@ from data_pipelines.storage import index as indexes
 from data_pipelines.tokenizers.base import find_unknown
 from jax_speechlm.core.config import Config
 from jax_speechlm.decoding.lm.ngram import NGram, sentences
-from jax_speechlm.evaluation import base
+from jax_speechlm.evaluation import base, resampling
+from jax_speechlm.evaluation.batches import item_ids
+from jax_speechlm.evaluation.resampling import Interval
 from jax_speechlm.inference.lm.causal import LanguageModel
 from jax_speechlm.inference.lm.ensemble import LanguageEnsemble
+
+_MOST_NATS = 700  # whose exponential a float can hold
 
 Stride = Annotated[
     int | None,
@@ -26,6 +32,25 @@ Stride = Annotated[
         "default half of the context."
     ),
 ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rate:
+    """Nats or bits per something.
+
+    Attributes:
+      per: name of the count.
+      is_perplexity: whether it is the exponential of nats per count; else it is bits per count.
+    """
+
+    per: str
+    is_perplexity: bool = False
+
+    def statistic(self, sums: Float[np.ndarray, "2 resamples"]) -> Float[np.ndarray, " resamples"]:
+        """Computes it from sums of nats or bits, and of the count."""
+        share = resampling.ratio(sums)
+        return np.exp(np.minimum(share, _MOST_NATS)) if self.is_perplexity else share
+
 
 Self = TypeVar("Self", bound="LogLikelihood")
 
@@ -36,10 +61,16 @@ class LogLikelihood(Config):
     Attributes:
       nats: negative log-probability.
       units: number of predictions.
+      perplexity_interval: 95 % interval by bootstrap over documents or utterances, or over speakers where there are
+        many; None for few.
     """
+
+    RATES: ClassVar[dict[str, Rate]] = {"perplexity": Rate("units", is_perplexity=True)}
+    """Measures that have an interval."""
 
     nats: float
     units: int
+    perplexity_interval: Interval | None = None
 
     @property
     def perplexity(self) -> float:
@@ -47,10 +78,21 @@ class LogLikelihood(Config):
         return math.exp(self.nats / max(1, self.units))
 
     @classmethod
-    def total(cls: type[Self], parts: Iterable[Self]) -> Self:
-        """Returns the sums over several parts of the data."""
+    def total(cls: type[Self], parts: Iterable[Self], speakers: Sequence[str | None] = ()) -> Self:
+        """Returns the sums over independent parts of the data, such as documents, with intervals over them.
+
+        Args:
+          speakers: of the parts, if they have some.
+        """
         parts = list(parts)
-        return cls(**{name: sum(getattr(part, name) for part in parts) for name in cls.model_fields})
+        counted = [name for name in cls.model_fields if not name.endswith("_interval")]
+        terms = {name: np.array([getattr(part, name) for part in parts]) for name in counted}
+        units = resampling.units_of(speakers) if speakers else None
+        bounds = {}
+        for name, rate in cls.RATES.items():
+            rows = [terms["nats"] if rate.is_perplexity else terms["nats"] / math.log(2), terms[rate.per]]
+            bounds[f"{name}_interval"] = resampling.bootstrap(rows, rate.statistic, units)
+        return cls(**{name: each.sum().item() for name, each in terms.items()}, **bounds)
 
 
 class Prediction(LogLikelihood):
@@ -60,14 +102,22 @@ class Prediction(LogLikelihood):
       bytes: size of the documents in UTF-8, independent of tokenization.
       words: number of words, separated by white space.
       documents: number of documents.
+      bits_per_byte_interval, word_perplexity_interval: as `perplexity_interval`.
       unknown: out-of-vocabulary characters or units. A language model drops these characters and an n-gram model
         replaces them by one symbol, so the figures are optimistic by their cost.
     """
+
+    RATES: ClassVar[dict[str, Rate]] = LogLikelihood.RATES | {
+        "bits_per_byte": Rate("bytes"),
+        "word_perplexity": Rate("words", is_perplexity=True),
+    }
 
     bytes: int
     words: int
     documents: int
     unknown: int = 0
+    bits_per_byte_interval: Interval | None = None
+    word_perplexity_interval: Interval | None = None
 
     @property
     def bits_per_byte(self) -> float:
@@ -77,13 +127,21 @@ class Prediction(LogLikelihood):
     def word_perplexity(self) -> float:
         """Perplexity per word: the probability of the whole text, ends and spaces included, divided among its words."""
         exponent = self.nats / max(1, self.words)
-        return math.exp(exponent) if exponent < 700 else math.inf
+        return math.exp(exponent) if exponent < _MOST_NATS else math.inf
 
     def cells(self) -> tuple[str, ...]:
         """Formats bits per byte, perplexity, word perplexity, units, megabytes, documents and unknown units."""
-        perplexities = f"{self.perplexity:.2f}", f"{self.word_perplexity:.4g}"
+        perplexities = (
+            base.number(self.perplexity, self.perplexity_interval, ".2f"),
+            base.number(self.word_perplexity, self.word_perplexity_interval, ".4g"),
+        )
         counts = f"{self.units:,}", f"{self.bytes / 1e6:.3f}", f"{self.documents:,}", f"{self.unknown:,}"
-        return f"{self.bits_per_byte:.4f}", *perplexities, *counts
+        return base.number(self.bits_per_byte, self.bits_per_byte_interval, ".4f"), *perplexities, *counts
+
+    def item(self, name: str) -> base.Item:
+        """Returns a document as what a report keeps of it."""
+        bits = self.nats / math.log(2)
+        return base.Item(id=name, reference=f"{self.bytes} bytes", sums={"bits/byte": (bits, self.bytes)})
 
 
 class LanguageReport(base.SetReport):
@@ -102,10 +160,16 @@ class LanguageReport(base.SetReport):
     total: Prediction
     sources: dict[str, Prediction]
     ngrams: dict[str, Prediction]
+    items: tuple[base.Item, ...] = ()
+
+    def measures(self) -> dict[str, base.Measure]:
+        """Returns bits per byte, by document."""
+        name = "bits/byte"
+        return {name: base.Measure.of_items(self.items, name, as_percent=False)} if self.items else {}
 
     def tables(self) -> Iterator[Table]:
         """Yields the figures of the model, of the n-gram models, and of the model by source."""
-        columns = "", "bits/byte", "perplexity", "per word", "units", "MB", "texts", "unknown"
+        columns = "", "bits/byte [95 %]", "perplexity [95 %]", "per word [95 %]", "units", "MB", "texts", "unknown"
         table = base.new_table(*columns, title=self.title)
         for rows in ({"this model": self.total} | self.ngrams, self.sources):
             for name, prediction in rows.items():
@@ -174,6 +238,7 @@ def evaluate_run(
         total=Prediction.total(predictions),
         sources={name: Prediction.total([predictions[row] for row in rows]) for name, rows in _sources(index).items()},
         ngrams={str(path): Prediction.total(predict_by_ngram(NGram(path), texts)) for path in ngram},
+        items=tuple(each.item(name) for each, name in zip(predictions, item_ids(index), strict=True)),
     )
     warning = str(find_unknown(lm.tokenizer, texts)) if report.total.unknown else ""
     others = (*ensemble, *([adapter] if adapter else ()))

@@ -12,7 +12,7 @@ from rich.table import Table
 from data_pipelines.core.errors import DataError
 from jax_speechlm.core.batch import Batch
 from jax_speechlm.core.errors import CheckpointError
-from jax_speechlm.evaluation import base
+from jax_speechlm.evaluation import base, resampling
 from jax_speechlm.objectives.base import mean
 from jax_speechlm.training.runs import LoadedRun
 from jax_speechlm.training.source import open_source
@@ -26,6 +26,8 @@ class MembershipReport(base.SetReport):
     Attributes:
       auc: probability that a member has a lower loss than another utterance: 0.5 for an attack that guesses.
       interval: 95 % interval of it, over utterances (DeLong et al. 1988).
+      found_interval, member_loss_interval, other_loss_interval: 95 % intervals by bootstrap over utterances, of members
+        and others alike; None for few.
       found: share of the members that the attack finds at a threshold which takes 1 % of the others for members.
       members, others: numbers of utterances.
       member_loss, other_loss: mean losses per target.
@@ -34,18 +36,22 @@ class MembershipReport(base.SetReport):
     auc: float
     interval: tuple[float, float]
     found: float
+    found_interval: resampling.Interval | None = None
     members: int
     others: int
     member_loss: float
+    member_loss_interval: resampling.Interval | None = None
     other_loss: float
+    other_loss_interval: resampling.Interval | None = None
 
     def tables(self) -> Iterator[Table]:
         """Yields one table."""
         table = base.new_table("", "trained on", "others", title=self.title)
         table.add_row("utterances", f"{self.members:,}", f"{self.others:,}")
-        table.add_row("mean loss", f"{self.member_loss:.4f}", f"{self.other_loss:.4f}")
-        table.add_row("AUC of the loss", base.percent(self.auc, self.interval), "")
-        table.add_row("found at 1 % false positives", f"{100 * self.found:.1f} %", "")
+        losses = (self.member_loss, self.member_loss_interval), (self.other_loss, self.other_loss_interval)
+        table.add_row("mean loss [95 %]", *(base.number(*each, ".4f") for each in losses))
+        table.add_row("AUC of the loss [95 %]", base.percent(self.auc, self.interval), "")
+        table.add_row("found at 1 % false positives [95 %]", base.percent(self.found, self.found_interval), "")
         yield table
 
 
@@ -86,13 +92,28 @@ def measure_membership(
         split=split,
         auc=auc,
         interval=interval,
-        found=float(np.mean(members < np.quantile(rest, _FALSE_POSITIVES))),
+        found=_found(members, rest),
+        found_interval=_interval_of_found(members, rest),
         members=len(members),
         others=len(rest),
         member_loss=float(members.mean()),
+        member_loss_interval=resampling.bootstrap_mean(members),
         other_loss=float(rest.mean()),
+        other_loss_interval=resampling.bootstrap_mean(rest),
     )
     return report.publish(out or base.report_folder(checkpoint, sets, split, "membership"), str(run.checkpoint))
+
+
+def _found(members: Float[np.ndarray, " m"], others: Float[np.ndarray, " n"]) -> float:
+    return float(np.mean(members < np.quantile(others, _FALSE_POSITIVES)))
+
+
+def _interval_of_found(members: Float[np.ndarray, " m"], others: Float[np.ndarray, " n"]) -> resampling.Interval | None:
+    if min(len(members), len(others)) < resampling.MIN_UTTERANCES:
+        return None
+    rng = np.random.default_rng(0)
+    drawn = (_found(*(rng.choice(each, len(each)) for each in (members, others))) for _ in range(1_000))
+    return resampling.interval(np.array(list(drawn)))
 
 
 def losses_of(run: LoadedRun, sets: tuple[str, ...], data_dir: Path | None) -> Float[np.ndarray, " rows"]:

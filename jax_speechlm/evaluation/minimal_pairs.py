@@ -3,7 +3,6 @@
 Reference: Warstadt et al. 2020 (BLiMP); Nguyen et al. 2020 (sBLIMP, the syntactic task of ZeroSpeech 2021).
 """
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from data_pipelines.core.errors import DataError
 from data_pipelines.core.lines import check_storable, csv_rows, parse_object, text_lines
 from jax_speechlm.core.config import Config
 from jax_speechlm.evaluation import base
+from jax_speechlm.evaluation.resampling import wilson_interval
 from jax_speechlm.inference.lm.causal import LanguageModel
 
 
@@ -49,6 +49,11 @@ class PairReport(base.Report):
     checkpoint: str
     total: Accuracy
     groups: dict[str, Accuracy]
+    items: tuple[base.Item, ...] = ()
+
+    def measures(self) -> dict[str, base.Measure]:
+        """Returns the accuracy; the pairs of an item count as one."""
+        return {"accuracy": base.Measure.of_items(self.items, "accuracy")} if self.items else {}
 
     def tables(self) -> Iterator[Table]:
         """Yields the accuracies by group and over all pairs."""
@@ -87,13 +92,15 @@ def compare(pairs: Sequence[Pair], score: Callable[[list[str]], Iterable[float]]
     groups: dict[str, list[int]] = defaultdict(list)
     for row, pair in enumerate(pairs):
         groups[pair.group].append(row)
-    return report_of(checkpoint, scores, groups, lambda wins, rows: _accuracy(wins[rows]))
+    names = [f"{pair.good} / {pair.bad}" for pair in pairs]
+    return report_of(checkpoint, scores, groups, names, lambda wins, rows: _accuracy(wins[rows]))
 
 
 def report_of(
     checkpoint: str,
     scores: Iterable[float],
     groups: Mapping[str, list[int]],
+    names: Sequence[str],
     accuracy: Callable[[np.ndarray, list[int]], Accuracy],
 ) -> PairReport:
     """Builds the report of scored pairs.
@@ -101,12 +108,17 @@ def report_of(
     Args:
       scores: log-probabilities of the good and the bad side of every pair, alternating.
       groups: pairs by group; groups of all pairs are left out.
+      names: of the item of each pair; pairs of one item count as one.
       accuracy: computes the accuracy of some pairs from the wins of all: 1, 0, or 0.5 for a tie.
     """
     good, bad = np.array(list(scores), np.float64).reshape(-1, 2).T
     wins = np.where(good == bad, 0.5, good > bad)
     by_group = {name: accuracy(wins, rows) for name, rows in groups.items() if len(rows) < len(wins)}
-    return PairReport(checkpoint=checkpoint, total=accuracy(wins, list(range(len(wins)))), groups=by_group)
+    of_items: dict[str, list[float]] = defaultdict(list)
+    for name, win in zip(names, wins.tolist(), strict=True):
+        of_items[name].append(win)
+    items = tuple(base.Item(id=name, sums={"accuracy": (np.mean(won), 1)}) for name, won in of_items.items())
+    return PairReport(checkpoint=checkpoint, total=accuracy(wins, list(range(len(wins)))), groups=by_group, items=items)
 
 
 def score_pairs(
@@ -163,14 +175,6 @@ def _from_gold_csv(path: Path) -> Iterable[Pair]:
         if len(sentences) != 2:
             raise DataError(f"{path}: id {name!r} has no sentence with correct {'0' if '1' in sentences else '1'}")
         yield Pair(sentences["1"], sentences["0"], group or path.stem)
-
-
-def wilson_interval(share: float, count: int) -> tuple[float, float]:
-    """Returns the 95 % interval of a proportion from `count` independent trials (Wilson 1927)."""
-    z = 1.959964
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def _accuracy(wins: np.ndarray) -> Accuracy:

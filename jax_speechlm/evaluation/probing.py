@@ -29,7 +29,7 @@ from jax_speechlm.core.batch import Batch, frame_mask
 from jax_speechlm.core.config import Config
 from jax_speechlm.evaluation import base, ctc_probe, wer
 from jax_speechlm.evaluation.batches import speech_batches
-from jax_speechlm.evaluation.minimal_pairs import wilson_interval
+from jax_speechlm.evaluation.resampling import wilson_interval
 from jax_speechlm.frontend.frontend import FrontEnd, features
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.frontend.waveform import Waveform

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int16
 from pydantic import NonNegativeInt
-from tyro.conf import OmitArgPrefixes, Positional
+from tyro.conf import OmitArgPrefixes
 
 from data_pipelines.batching.speech import Batches
 from data_pipelines.core.errors import DataError
@@ -17,7 +17,7 @@ from jax_speechlm.core.energy import EnergyMeter
 from jax_speechlm.core.errors import CheckpointError
 from jax_speechlm.evaluation import base, translation
 from jax_speechlm.evaluation import report as reports
-from jax_speechlm.evaluation.batches import speech_batches
+from jax_speechlm.evaluation.batches import item_ids, speech_batches
 from jax_speechlm.evaluation.normalizers import NormalizerName
 from jax_speechlm.evaluation.recognition_page import as_html
 from jax_speechlm.evaluation.report import EvaluationReport, Utterance
@@ -64,19 +64,18 @@ class EvaluationSpeech:
     def utterances(self, texts: Mapping[int, str]) -> list[Utterance]:
         """Returns every utterance with its reference and its hypothesis (`texts`, by row), in the order of the sets."""
         index = self.index
-        names = "id", self._references, "speaker", "language"
-        ids, references, speakers, languages = (index.column(name).to_pylist() for name in names)
+        names = self._references, "speaker", "language"
+        references, speakers, languages = (index.column(name).to_pylist() for name in names)
         return [
             Utterance(
-                # Sets may share ids; within a set they are unique.
-                id=ids[row] if len(self.sets) == 1 else f"{index.locate(row)[0].set_dir.name}/{ids[row]}",
+                id=name,
                 reference=references[row],
                 hypothesis=texts[row],
                 speaker=speakers[row] or None,
                 duration=index.num_samples[row] / index.sample_rate,
                 language=languages[row] if self._references == "text" else "en",
             )
-            for row in range(len(index))[: self._limit]
+            for row, name in enumerate(item_ids(index)[: self._limit])
         ]
 
 
@@ -194,13 +193,3 @@ def _word_times(
     except CheckpointError:
         return {}
     return times_of_words(aligner, aligner.posteriors(speech.batches()), utterances)
-
-
-def compare_reports(first: Positional[Path], second: Positional[Path]) -> None:
-    """Compares two evaluations of the same utterances by paired bootstrap.
-
-    Args:
-      first: a report.json of `jax-speechlm eval`.
-      second: another; the difference is second minus first, so a negative value favours the second.
-    """
-    print(reports.compare(EvaluationReport.load(as_path(first)), EvaluationReport.load(as_path(second))))

@@ -5,6 +5,7 @@ import collections
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
+import numpy as np
 import pydantic
 from rich.cells import cell_len
 from rich.markup import escape
@@ -12,8 +13,9 @@ from rich.table import Table
 
 from data_pipelines.core.paths import AnyPath
 from jax_speechlm.core.config import Config
-from jax_speechlm.evaluation import base, wer
+from jax_speechlm.evaluation import base, comparison, wer
 from jax_speechlm.evaluation.normalizers import NormalizerName, normalizer, written_without_spaces
+from jax_speechlm.evaluation.resampling import RESAMPLES
 
 Metric = Literal["wer", "cer"]
 
@@ -51,7 +53,8 @@ class Score(Config):
 
     Attributes:
       rate: errors / `tokens`, as a share (0.25 is 25 %); may exceed 1; None if `tokens` is 0.
-      interval: 95 % bootstrap interval of the rate; None if not requested or below `wer.MIN_UTTERANCES`.
+      interval: 95 % bootstrap interval of the rate, over speakers if there are at least `wer.MIN_UTTERANCES`, else over
+        utterances; None for fewer utterances than that.
       tokens: words or characters of the references.
       utterances: number of utterances, empty references included.
     """
@@ -128,6 +131,13 @@ class EvaluationReport(base.Report):
             table.add_section()
         yield table
 
+    def measures(self) -> dict[str, base.Measure]:
+        """Returns the headline rate."""
+        counts = count_errors(self.utterances, self.normalizer, self.headline, self.headline)
+        columns = ([getattr(each, name) for each in self.utterances] for name in ("id", "reference", "speaker"))
+        terms = np.stack([counts[:, :3].sum(1), counts[:, 3]], axis=1).astype(np.float64)
+        return {self.headline.upper(): base.Measure(*columns, terms, setting=f"--normalizer {self.normalizer}")}
+
     def texts(self) -> dict[str, str]:
         return {"alignments.txt": self.alignments()}
 
@@ -141,37 +151,12 @@ class EvaluationReport(base.Report):
         return sorted(enumerate(aligned), key=lambda pair: -sum(pair[1].count()[:3]))
 
 
-class Comparison(Config):
-    """Two systems on the same utterances, by paired bootstrap.
-
-    Attributes:
-      difference: second minus first; negative if the second is better.
-      interval: 95 % interval of the difference; None below `wer.MIN_UTTERANCES`.
-      p_value: two-sided; None likewise.
-    """
-
-    metric: Metric
-    first: float
-    second: float
-    difference: float
-    interval: tuple[float, float] | None
-    p_value: float | None
-
-    def __str__(self) -> str:
-        rates = f"{self.metric.upper()} {100 * self.first:.2f} % -> {100 * self.second:.2f} %: "
-        rates += f"{100 * self.difference:+.2f}"
-        if self.interval is None:
-            return f"{rates} ({TOO_FEW})"
-        low, high = self.interval
-        return f"{rates} [{100 * low:+.2f}, {100 * high:+.2f}], p = {self.p_value:.2g}"
-
-
 def evaluate(
     utterances: Sequence[Utterance],
     normalizer: NormalizerName = "basic",
     *,
     decoder: str = "greedy",
-    resamples: int = 10_000,
+    resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> EvaluationReport:
     """Scores hypotheses against references.
@@ -187,11 +172,11 @@ def evaluate(
     headline: Metric = "cer" if written_without_spaces(utterance.reference for utterance in utterances) else "wer"
     counts = {metric: count_errors(utterances, normalizer, metric, headline) for metric in get_args(Metric)}
 
-    def score(metric: Metric, rows: Sequence[int] | slice = slice(None), *, interval: bool = False) -> Score:
-        chosen = counts[metric][rows]
-        totals = zip(("substitutions", "deletions", "insertions", "tokens"), chosen.sum(0).tolist(), strict=True)
-        bounds = wer.bootstrap(chosen, resamples, seed) if interval else None
-        return Score(rate=wer.rate(chosen), interval=bounds, utterances=len(chosen), **dict(totals))
+    everything = range(len(utterances))
+
+    def score(metric: Metric, rows: Sequence[int] = everything) -> Score:
+        speakers = [utterances[row].speaker for row in rows]
+        return score_counts(counts[metric][rows], speakers, resamples, seed)
 
     by_speaker = _group([utterance.speaker for utterance in utterances])
     durations = [utterance.duration for utterance in utterances]
@@ -200,8 +185,8 @@ def evaluate(
         headline=headline,
         normalizer=normalizer,
         decoder=decoder,
-        wer=score("wer", interval=True),
-        cer=score("cer", interval=True),
+        wer=score("wer"),
+        cer=score("cer"),
         speakers={speaker: score(headline, rows) for speaker, rows in by_speaker.items()},
         lengths={_LENGTH_NAMES[length]: score(headline, rows) for length, rows in by_length.items()},
         resamples=resamples,
@@ -210,28 +195,13 @@ def evaluate(
     )
 
 
-def compare(first: EvaluationReport, second: EvaluationReport, *, resamples: int = 10_000, seed: int = 0) -> Comparison:
-    """Tests the difference in the headline rate of two systems on the same utterances, which may be in any order.
-
-    Raises:
-      ValueError: the reports differ in normalizer, utterances or references.
-    """
-    if first.normalizer != second.normalizer:
-        raise ValueError(
-            f"one report was normalised with {first.normalizer!r}, the other with {second.normalizer!r}: "
-            "evaluate both with the same --normalizer"
-        )
-    systems = zip(*matched([first.utterances, second.utterances]), strict=True)
-    counts = [count_errors(system, first.normalizer, first.headline, first.headline) for system in systems]
-    difference = wer.paired_bootstrap(*counts, resamples, seed)
-    return Comparison(
-        metric=first.headline,
-        first=wer.rate(counts[0]),
-        second=wer.rate(counts[1]),
-        difference=difference.value,
-        interval=difference.interval,
-        p_value=difference.p_value,
-    )
+def score_counts(
+    counts: wer.Counts, speakers: Sequence[str | None], resamples: int = RESAMPLES, seed: int = 0
+) -> Score:
+    """Adds up counts of utterances; the interval is over speakers where there are many, else over utterances."""
+    totals = zip(("substitutions", "deletions", "insertions", "tokens"), counts.sum(0).tolist(), strict=True)
+    bounds = wer.bootstrap(wer.of_units(counts, speakers), resamples, seed)
+    return Score(rate=wer.rate(counts), interval=bounds, utterances=len(counts), **dict(totals))
 
 
 def matched(systems: Sequence[Sequence[UtteranceT]]) -> list[tuple[UtteranceT, ...]]:
@@ -243,21 +213,9 @@ def matched(systems: Sequence[Sequence[UtteranceT]]) -> list[tuple[UtteranceT, .
     Raises:
       ValueError: the systems differ in utterances or references.
     """
-    by_id = [{utterance.id: utterance for utterance in system} for system in systems]
-    for others in by_id[1:]:
-        if only := sorted(others.keys() ^ by_id[0].keys()):
-            raise ValueError(
-                f"{len(only)} utterances are in one report only, such as {only[0]!r}: evaluate all on the same data set"
-            )
-    rows = [tuple(system[name] for system in by_id) for name in by_id[0]]
-    for first, *others in rows:
-        for other in others:
-            if other.reference != first.reference:
-                raise ValueError(
-                    f"the references of utterance {first.id!r} differ, {first.reference!r} and {other.reference!r}: "
-                    "evaluate all on the same version of the data set"
-                )
-    return rows
+    columns = [([each.id for each in system], [each.reference for each in system]) for system in systems]
+    rows = zip(*comparison.matching_rows(columns), strict=True)
+    return [tuple(system[row] for system, row in zip(systems, each, strict=True)) for each in rows]
 
 
 def count_errors(

@@ -13,13 +13,14 @@ from rich.table import Table
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.lines import text_lines
 from data_pipelines.storage import index as indexes
-from jax_speechlm.evaluation import base
+from jax_speechlm.evaluation import base, resampling
 from jax_speechlm.evaluation.batches import speech_batches
 from jax_speechlm.inference.predictor import rows_by_id
 from jax_speechlm.objectives.heads.speaker_verification import SpeakerVerification
 from jax_speechlm.training.runs import LoadedRun
 
 _MOST_ROWS = 4000  # limit for comparing all pairs: eight million
+_MOST_PAIRS = 1 << 20  # of which a thousand resamples take some ten seconds
 _PAIRS_AT_ONCE = 1 << 14
 _TARGET_PRIOR = 0.01  # of the detection cost; usual on VoxCeleb
 
@@ -30,6 +31,9 @@ class SpeakerReport(base.SetReport):
     Attributes:
       trials: the file of pairs; "" for all pairs.
       equal_error_rate: at the threshold where the miss rate equals the false alarm rate.
+      equal_error_rate_interval, min_cost_interval: 95 % intervals by bootstrap; None for few recordings. Trials share
+        recordings and are not independent, so recordings are resampled, or speakers where there are many; a trial
+        counts as often as the product of the draws of its two (Poh and Bengio 2007).
       min_cost: minimum detection cost over all thresholds, at a target prior of 0.01 and equal costs, normalised so
         that rejecting every pair costs 1.
       threshold: the cosine at the equal error rate.
@@ -40,7 +44,9 @@ class SpeakerReport(base.SetReport):
 
     trials: str = ""
     equal_error_rate: float
+    equal_error_rate_interval: resampling.Interval | None = None
     min_cost: float
+    min_cost_interval: resampling.Interval | None = None
     threshold: float
     speakers: int = 0
     recordings: int = 0
@@ -52,8 +58,10 @@ class SpeakerReport(base.SetReport):
     def tables(self) -> Iterator[Table]:
         """Yields the error rates and the extent of the test."""
         table = base.new_table("", "", title=self.title, left=2, show_header=False)
-        table.add_row("equal error rate", f"{self.equal_error_rate:.2%} (cosine {self.threshold:.3f})")
-        table.add_row(f"least cost at a prior of {_TARGET_PRIOR:g}", f"{self.min_cost:.3f}")
+        rate = base.percent(self.equal_error_rate, self.equal_error_rate_interval)
+        table.add_row("equal error rate [95 %]", f"{rate} (cosine {self.threshold:.3f})")
+        cost = base.number(self.min_cost, self.min_cost_interval)
+        table.add_row(f"least cost at a prior of {_TARGET_PRIOR:g} [95 %]", cost)
         table.add_row("pairs of one speaker, of two", f"{self.targets:,}, {self.others:,}")
         table.add_row("recordings, speakers", f"{self.recordings:,}, {self.speakers:,}")
         if self.skipped:
@@ -79,18 +87,51 @@ def score(cosine: Float[np.ndarray, " pairs"], is_target: Bool[np.ndarray, " pai
     from sklearn.metrics import roc_curve  # slow import
 
     alarms, hits, thresholds = roc_curve(is_target, cosine, drop_intermediate=False)
-    misses = 1 - hits
+    rate, cost, crossing = _rates(alarms, 1 - hits)
+    return SpeakerReport(
+        equal_error_rate=rate, min_cost=cost, threshold=float(thresholds[crossing]), targets=targets, others=others
+    )
+
+
+def _rates(alarms: Float[np.ndarray, " points"], misses: Float[np.ndarray, " points"]) -> tuple[float, float, int]:
+    """Returns equal error rate, minimum cost, and the point after the crossing of a curve that starts at (0, 1)."""
     crossing = int(np.argmax(alarms >= misses))  # at least 1: at 0, everything is rejected
     gap, before = alarms[crossing] - misses[crossing], misses[crossing - 1] - alarms[crossing - 1]
     share = before / (gap + before)
     cost = _TARGET_PRIOR * misses + (1 - _TARGET_PRIOR) * alarms
-    return SpeakerReport(
-        equal_error_rate=float(misses[crossing - 1] + share * (misses[crossing] - misses[crossing - 1])),
-        min_cost=float(cost.min() / min(_TARGET_PRIOR, 1 - _TARGET_PRIOR)),
-        threshold=float(thresholds[crossing]),
-        targets=targets,
-        others=others,
-    )
+    rate = misses[crossing - 1] + share * (misses[crossing] - misses[crossing - 1])
+    return float(rate), float(cost.min() / min(_TARGET_PRIOR, 1 - _TARGET_PRIOR)), crossing
+
+
+def intervals(
+    cosine: Float[np.ndarray, " pairs"], pairs: Pairs, unit_of_row: Int[np.ndarray, " rows"], seed: int = 0
+) -> tuple[resampling.Interval, resampling.Interval] | None:
+    """Computes the 95 % intervals of equal error rate and minimum cost by resampling units of recordings.
+
+    A pair of two units counts as often as both are drawn, one within a unit as often as that is.
+
+    Args:
+      unit_of_row: unit of each recording: itself, or its speaker.
+
+    Returns:
+      Both intervals; None with fewer than `MIN_UTTERANCES` units.
+    """
+    order = np.argsort(-cosine, kind="stable")
+    names, units = np.unique(unit_of_row[np.stack([pairs.one, pairs.other])[:, order]], return_inverse=True)
+    if len(names) < resampling.MIN_UTTERANCES:
+        return None
+    (one, other), is_target = units.reshape(2, -1), pairs.is_target[order]
+    ends = np.append(np.flatnonzero(np.diff(cosine[order])), len(order) - 1)  # equal cosines have one threshold
+    resamples, found = 1_000 if len(order) <= _MOST_PAIRS else 200, []
+    for counts in resampling.draws(len(names), resamples, seed):
+        for drawn in counts:
+            weights = np.where(one == other, drawn[one], drawn[one] * drawn[other])
+            accepted = [np.cumsum(np.where(kind, weights, 0))[ends] for kind in (~is_target, is_target)]
+            if accepted[0][-1] and accepted[1][-1]:
+                alarms, hits = (np.insert(each / each[-1], 0, 0.0) for each in accepted)
+                found.append(_rates(alarms, 1 - hits)[:2])
+    rates, costs = np.array(found).T
+    return resampling.interval(rates), resampling.interval(costs)
 
 
 def evaluate_run(
@@ -130,12 +171,17 @@ def evaluate_run(
     except ValueError as error:
         raise DataError(f"{', '.join(sets)} {split}: {error}") from error
     compared = np.unique(np.concatenate([pairs.one, pairs.other]))
+    units = np.arange(len(index))
+    units[compared] = len(units) + resampling.units_of(speakers[compared].tolist())
+    bounds = intervals(cosine, pairs, units)
     report = report.replace(
         checkpoint=str(run.checkpoint),
         sets=sets,
         split=split,
         trials=str(trials or ""),
         speakers=len(set(speakers[compared])),
+        equal_error_rate_interval=bounds and bounds[0],
+        min_cost_interval=bounds and bounds[1],
         recordings=len(compared),
         skipped=int((~usable).sum()),
         skipped_trials=0 if listed is None else len(listed.one) - len(pairs.one),

@@ -22,11 +22,10 @@ from data_pipelines.core.errors import DataError
 from data_pipelines.core.lines import csv_rows
 from jax_speechlm.evaluation import base
 from jax_speechlm.evaluation.minimal_pairs import Accuracy, PairReport, report_of
-from jax_speechlm.evaluation.wer import MIN_UTTERANCES
+from jax_speechlm.evaluation.resampling import bootstrap_mean
 from jax_speechlm.inference.lm.units import UnitModel
 from jax_speechlm.inference.unit_encoder import UnitEncoder
 
-RESAMPLES, SEED = 1000, 0
 _FREQUENCIES = ((0, "not in LibriSpeech"), (1, "1 to 4"), (5, "5 to 19"), (20, "20 to 99"), (100, "100 and more"))
 _FILES_AT_A_TIME = 256
 
@@ -86,7 +85,7 @@ def compare_spoken(pairs: Sequence[SpokenPair], scores: Sequence[float], checkpo
     def accuracy(wins: np.ndarray, rows: list[int]) -> Accuracy:
         return _accuracy(wins[rows], [pairs[row].item for row in rows])
 
-    return report_of(checkpoint, scores, dict(sorted(groups.items())), accuracy)
+    return report_of(checkpoint, scores, dict(sorted(groups.items())), [pair.item for pair in pairs], accuracy)
 
 
 def score_spoken_pairs(
@@ -184,8 +183,4 @@ def _accuracy(wins: np.ndarray, items: Sequence[str]) -> Accuracy:
     """Averages over the pairs of an item, then over items; with a bootstrap interval over items if they suffice."""
     _, item = np.unique(items, return_inverse=True)
     means = np.bincount(item, wins) / np.bincount(item)
-    if len(means) < MIN_UTTERANCES:
-        return Accuracy(accuracy=float(means.mean()), interval=None, pairs=len(means))
-    drawn = np.random.default_rng(SEED).integers(len(means), size=(RESAMPLES, len(means)))
-    low, high = np.quantile(means[drawn].mean(1), (0.025, 0.975))
-    return Accuracy(accuracy=float(means.mean()), interval=(float(low), float(high)), pairs=len(means))
+    return Accuracy(accuracy=float(means.mean()), interval=bootstrap_mean(means), pairs=len(means))

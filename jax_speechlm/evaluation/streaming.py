@@ -16,10 +16,11 @@ from pydantic import PositiveFloat, PositiveInt
 from rich.table import Table
 
 from jax_speechlm.core.config import Config
-from jax_speechlm.evaluation import base, wer
+from jax_speechlm.evaluation import base, resampling, wer
 from jax_speechlm.evaluation import report as reports
 from jax_speechlm.evaluation.normalizers import NormalizerName
 from jax_speechlm.evaluation.report import Score, Utterance
+from jax_speechlm.evaluation.resampling import Interval
 from jax_speechlm.inference.asr.align import align_utterances
 from jax_speechlm.inference.asr.ctc import Recognizer
 from jax_speechlm.inference.asr.hypothesis import Endpointing
@@ -62,6 +63,9 @@ class StreamingScore(Config):
       finalisation_ms: 50th, 95th and 99th percentile from the last sample to the final transcript.
       cut_turns: utterances in which a pause ended a turn before the last word.
       real_time_factor: seconds of computation per second of audio, of all streams together.
+      first_partial_interval, emission_intervals, revised_interval, finalisation_intervals, cut_interval: 95 % intervals
+        by bootstrap over utterances (of `cut_turns` as a share, Wilson's); None for few. They do not include what
+        varies between runs on a busy machine; nor is there one of the real-time factor, a single measurement.
     """
 
     chunk_ms: float | None
@@ -74,6 +78,11 @@ class StreamingScore(Config):
     finalisation_ms: tuple[float, float, float] | None = None
     cut_turns: int | None = None
     real_time_factor: float | None = None
+    first_partial_interval: Interval | None = None
+    emission_intervals: tuple[Interval, ...] = ()
+    revised_interval: Interval | None = None
+    finalisation_intervals: tuple[Interval, ...] = ()
+    cut_interval: Interval | None = None
 
 
 class StreamingReport(base.SetReport):
@@ -98,24 +107,29 @@ class StreamingReport(base.SetReport):
         for row in self.rows:
             table.add_row(_name(row), str(row.wer), str(row.cer))
         yield table
-        columns = "algorithmic", "first text", "words, median, 95 %", "revised", "end, 50, 95, 99 %", "cut", "RTF"
-        table = base.new_table("chunk", *columns, title=f"latency in ms, {self.settings.num_streams} streams at a time")
-        for row in self.rows:
-            if row.chunk_ms is None:
-                continue
-            table.add_row(
-                _name(row),
-                _number(row.algorithmic_ms),
-                _number(row.first_partial_ms),
-                "-" if row.emission_ms is None else " ".join(map(_number, row.emission_ms)),
-                "-" if row.revised is None else f"{100 * row.revised:.1f}%",
-                " ".join(map(_number, row.finalisation_ms)),
-                f"{row.cut_turns} of {self.utterances}",
-                f"{row.real_time_factor:.3f}",
-            )
+        rows = [row for row in self.rows if row.chunk_ms is not None]
+        title = f"latency in ms [95 %], {self.settings.num_streams} streams at a time"
+        table = base.new_table("chunk", *map(_name, rows), title=title)
+        table.add_row("algorithmic", *(_number(row.algorithmic_ms) for row in rows))
+        table.add_row("first text", *(_number(row.first_partial_ms, row.first_partial_interval) for row in rows))
+        for name, values, bounds in (
+            ("words", "emission_ms", "emission_intervals"),
+            ("end", "finalisation_ms", "finalisation_intervals"),
+        ):
+            for place, percentile in enumerate(_PERCENTILES[: 2 if name == "words" else 3]):
+                of_rows = ((getattr(row, values), getattr(row, bounds)) for row in rows)
+                cells = (
+                    "-" if each is None else _number(each[place], *ends[place : place + 1]) for each, ends in of_rows
+                )
+                table.add_row(f"{name}, {percentile} %", *cells)
+        revised = ("-" if row.revised is None else base.percent(row.revised, row.revised_interval) for row in rows)
+        table.add_row("revised", *revised)
+        table.add_row("cut", *(base.percent((row.cut_turns or 0) / self.utterances, row.cut_interval) for row in rows))
+        table.add_row("RTF", *(f"{row.real_time_factor:.3f}" for row in rows))
         table.caption = (
-            "first text: from the start of the first word; words: from the end of a correct word, by forced alignment, "
-            "until it does not change; end: from the last sample to the transcript; cut: turns that a pause of "
+            "first text: from the start of the first word, median; words: from the end of a correct word, by forced "
+            "alignment, until it does not change; end: from the last sample to the transcript; revised: words that "
+            "partial transcripts changed, by words of the final ones; cut: utterances whose turn a pause of "
             f"{self.settings.endpoint_ms:g} ms ended before the last word"
         )
         yield table
@@ -279,31 +293,49 @@ def _score(
     scored: reports.EvaluationReport,
     recordings: Mapping[int, Samples],
 ) -> StreamingScore:
-    first, delays, ends, cut, num_words = [], [], [], 0, 0
+    first, delays, ends, cut, num_words = [], [], [], 0, []
     for row, streamed in runs.items():
         seconds = len(recordings[row]) / batch.sample_rate
-        ends.append(1000 * (streamed.ended - seconds))
-        num_words += len(streamed.text.split())
+        ends.append((row, 1000 * (streamed.ended - seconds)))
+        num_words.append(len(streamed.text.split()))
         if not (times := word_times.get(row)):
             continue
         cut += any(end < times[-1][0] for end in streamed.turns)
         if (shown := next((ready for ready, words in streamed.partials if words), None)) is not None:
-            first.append(1000 * (shown - times[0][0]))
+            first.append((row, 1000 * (shown - times[0][0])))
         emitted = emission_times(streamed)
         for reference, hypothesis in _correct_words(utterances[row].reference, streamed.text):
-            delays.append(1000 * (emitted[hypothesis] - times[reference][1]))
+            delays.append((row, 1000 * (emitted[hypothesis] - times[reference][1])))
+    revised = [streamed.revised for streamed in runs.values()]
     return StreamingScore(
         chunk_ms=chunk_ms,
         wer=scored.wer,
         cer=scored.cer,
         algorithmic_ms=1000 * batch.program.latency_seconds,
-        first_partial_ms=float(np.median(first)) if first else None,
-        emission_ms=tuple(np.percentile(delays, _PERCENTILES[:2]).tolist()) if delays else None,
-        revised=sum(streamed.revised for streamed in runs.values()) / num_words if num_words else None,
-        finalisation_ms=tuple(np.percentile(ends, _PERCENTILES).tolist()),
+        first_partial_ms=_percentiles(first, (50,))[0] if first else None,
+        first_partial_interval=next(iter(_intervals(first, (50,))), None),
+        emission_ms=_percentiles(delays, _PERCENTILES[:2]) if delays else None,
+        emission_intervals=_intervals(delays, _PERCENTILES[:2]),
+        revised=sum(revised) / sum(num_words) if sum(num_words) else None,
+        revised_interval=resampling.bootstrap([np.array(revised), np.array(num_words)]),
+        finalisation_ms=_percentiles(ends, _PERCENTILES),
+        finalisation_intervals=_intervals(ends, _PERCENTILES),
         cut_turns=cut,
+        cut_interval=resampling.wilson_interval(cut / len(runs), len(runs)),
         real_time_factor=busy / sum(len(samples) / batch.sample_rate for samples in recordings.values()),
     )
+
+
+def _percentiles(values: Sequence[tuple[int, float]], percentiles: Sequence[int]) -> tuple[float, ...]:
+    """Returns percentiles of values, each with its utterance."""
+    return tuple(np.percentile([value for _, value in values], percentiles).tolist())
+
+
+def _intervals(values: Sequence[tuple[int, float]], percentiles: Sequence[int]) -> tuple[Interval, ...]:
+    """Returns the intervals of percentiles over utterances; none for few."""
+    rows, values_of_rows = np.array(values, np.float64).reshape(-1, 2).T
+    bounds = (resampling.bootstrap_quantile(values_of_rows, rows.astype(int), each / 100) for each in percentiles)
+    return tuple(each for each in bounds if each is not None)
 
 
 def _correct_words(reference: str, hypothesis: str) -> Iterator[tuple[int, int]]:
@@ -324,5 +356,5 @@ def _name(row: StreamingScore) -> str:
     return FULL_CONTEXT if row.chunk_ms is None else f"{row.chunk_ms:g} ms"
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0f}"
+def _number(value: float | None, interval: Interval | None = None) -> str:
+    return "-" if value is None else base.number(value, interval, ".0f")

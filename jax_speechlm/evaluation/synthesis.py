@@ -32,6 +32,7 @@ from jax_speechlm.evaluation.synthesis_report import (
     JudgedUtterance,
     Measurement,
     SynthesisReport,
+    value_of,
 )
 from jax_speechlm.units.measures import Bitrate
 
@@ -337,11 +338,10 @@ def measurement(
     judged = ~np.isnan(sums).any(1)
     if not sums[judged, 1].sum() > 0:
         return Measurement(value=None, utterances=int(judged.sum()))
-    known = _Systems([sums[judged]], is_root)
-    resampled = known.resampled(resamples, seed)
+    statistic, options = value_of(is_root), {"resamples": resamples, "seed": seed}
     measured = Measurement(
-        value=known.values()[0],
-        interval=None if resampled is None else resampling.interval(resampled[0]),
+        value=float(statistic(sums[judged].sum(0)[:, None])[0]),
+        interval=resampling.bootstrap(sums[judged].T, statistic, **options) if _is_enough(sums[judged]) else None,
         utterances=int(judged.sum()),
     )
     if natural is None:
@@ -349,37 +349,15 @@ def measurement(
     both = judged & ~np.isnan(natural).any(1)
     if not (sums[both, 1].sum() > 0 and natural[both, 1].sum() > 0):
         return measured
-    pair = _Systems([sums[both], natural[both]], is_root)
-    value, natural_value = pair.values()
-    measured = measured.replace(difference=value - natural_value)
-    if (resampled := pair.resampled(resamples, seed)) is None:
+    found = resampling.paired_bootstrap(natural[both].T, sums[both].T, statistic, **options)
+    measured = measured.replace(difference=found.value)
+    if not (_is_enough(sums[both]) and _is_enough(natural[both])):
         return measured
-    differences = resampled[0] - resampled[1]
-    bounds, p_value = resampling.interval(differences), resampling.p_value(differences)
-    return measured.replace(difference_interval=bounds, p_value=p_value)
+    return measured.replace(difference_interval=found.interval, p_value=found.p_value)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Systems:
-    """Sums of one measure of several systems on the same utterances."""
-
-    sums: Sequence[Float[np.ndarray, "utterances 2"]]
-    is_root: bool
-
-    def values(self) -> list[float]:
-        """Returns each system's value."""
-        return [float(self._ratio(*sums.sum(0))) for sums in self.sums]
-
-    def resampled(self, resamples: int, seed: int) -> list[Float[np.ndarray, " resamples"]] | None:
-        """Returns each system's values on the same resamples; None for few utterances."""
-        if min(np.count_nonzero(sums[:, 1]) for sums in self.sums) < resampling.MIN_UTTERANCES:
-            return None
-        totals = resampling.resampled_sums([row for sums in self.sums for row in sums.T], resamples, seed)
-        totals = totals[:, (totals[1::2] > 0).all(0)]
-        return [self._ratio(*totals[place : place + 2]) for place in range(0, len(totals), 2)]
-
-    def _ratio(self, numerator: Any, denominator: Any) -> Any:
-        return np.sqrt(numerator / denominator) if self.is_root else numerator / denominator
+def _is_enough(sums: Float[np.ndarray, "utterances 2"]) -> bool:
+    return np.count_nonzero(sums[:, 1]) >= resampling.MIN_UTTERANCES
 
 
 def _read_wav(path: Path) -> Float[np.ndarray, " samples"]:

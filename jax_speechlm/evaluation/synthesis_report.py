@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from typing import Literal
 
+import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
 from jax_speechlm.core.config import Config
-from jax_speechlm.evaluation import base
+from jax_speechlm.evaluation import base, resampling
 from jax_speechlm.evaluation.normalizers import NormalizerName
 from jax_speechlm.evaluation.resampling import MIN_UTTERANCES
 from jax_speechlm.units.measures import Bitrate
@@ -24,6 +25,11 @@ _TITLES: dict[Group, str] = {
 }
 
 _RATES = ["units/second", "bits/second", "entropy/second"]
+
+
+def value_of(is_root: bool) -> resampling.Statistic:
+    """Returns the statistic of a column from sums of numerators and denominators: their ratio, or its square root."""
+    return (lambda sums: np.sqrt(resampling.ratio(sums))) if is_root else resampling.ratio
 
 
 class Column(Config):
@@ -130,6 +136,22 @@ class SynthesisReport(base.Report):
     resamples: int
     seed: int
     utterances: tuple[JudgedUtterance, ...]
+
+    def measures(self) -> dict[str, base.Measure]:
+        """Returns the columns of the last row, which is the system that was evaluated."""
+        row, measures = self.rows[-1].name, {}
+        for column in self.columns:
+            judged = [each for each in self.utterances if column.name in each.sums.get(row, {})]
+            if judged:
+                about = ([getattr(each, name) for each in judged] for name in ("id", "reference", "speaker"))
+                measures[column.name] = base.Measure(
+                    *about,
+                    np.array([each.sums[row][column.name] for each in judged], np.float64),
+                    value_of(column.is_root),
+                    as_percent=column.unit == "%",
+                    setting=f"--normalizer {self.normalizer}",
+                )
+        return measures
 
     def tables(self) -> Iterator[Table]:
         """Yields a table for each group of columns, then differences from natural speech, speeds and rates of units."""

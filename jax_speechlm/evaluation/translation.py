@@ -1,14 +1,18 @@
 """Scores translations with sacrebleu's BLEU and chrF, with bootstrap intervals."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
+import numpy as np
+from jaxtyping import Float
 from rich.table import Table
 
 from jax_speechlm.core.config import Config
-from jax_speechlm.evaluation import base
+from jax_speechlm.evaluation import base, resampling
 from jax_speechlm.evaluation.normalizers import NormalizerName, normalizer
 from jax_speechlm.evaluation.report import TOO_FEW, Utterance
-from jax_speechlm.evaluation.wer import MIN_UTTERANCES
+
+_RESAMPLES = 1_000  # each costs a call of sacrebleu
 
 
 class TranslationScore(Config):
@@ -16,20 +20,16 @@ class TranslationScore(Config):
 
     Attributes:
       score: corpus score, 0 to 100.
-      mean, half_width: of the 95 % bootstrap interval over utterances; None below `wer.MIN_UTTERANCES`.
+      interval: 95 % interval by bootstrap over utterances, or over speakers where there are many; None for few.
       signature: sacrebleu's description of the metric.
     """
 
     score: float
-    mean: float | None
-    half_width: float | None
+    interval: resampling.Interval | None = None
     signature: str
 
     def __str__(self) -> str:
-        if self.mean is None:
-            return f"{self.score:.1f}"
-        low, high = self.mean - self.half_width, self.mean + self.half_width
-        return f"{self.score:.1f} [{low:.1f}, {high:.1f}]"
+        return base.number(self.score, self.interval, ".1f")
 
 
 class TranslationReport(base.Report):
@@ -48,6 +48,16 @@ class TranslationReport(base.Report):
     scored: int
     utterances: tuple[Utterance, ...]
 
+    def measures(self) -> dict[str, base.Measure]:
+        """Returns BLEU and chrF."""
+        referenced = [each for each in self.utterances if each.reference.strip()]
+        columns = ([getattr(each, name) for each in referenced] for name in ("id", "reference", "speaker"))
+        about, options = list(columns), {"as_percent": False, "setting": f"--normalizer {self.normalizer}"}
+        return {
+            name: base.Measure(*about, *_terms(metric, referenced, self.normalizer), **options)
+            for name, metric in _metrics().items()
+        }
+
     def texts(self) -> dict[str, str]:
         """Returns `translations.txt`, for reading."""
         pairs = (f"{each.id}\nref  {each.reference}\nhyp  {each.hypothesis}\n" for each in self.utterances)
@@ -55,7 +65,7 @@ class TranslationReport(base.Report):
 
     def tables(self) -> Iterator[Table]:
         """Yields the scores."""
-        caption = TOO_FEW if self.bleu.mean is None else None
+        caption = TOO_FEW if self.bleu.interval is None else None
         columns = "", "score [95 %]", "utterances"
         table = base.new_table(*columns, title=f"normalizer: {self.normalizer}", caption=caption)
         for name, score in (("BLEU", self.bleu), ("chrF", self.chrf)):
@@ -67,29 +77,44 @@ def evaluate(
     utterances: Sequence[Utterance], normalizer_name: NormalizerName = "basic", *, decoder: str = "greedy"
 ) -> TranslationReport:
     """Scores translations against one reference each. Raises `ValueError` if no utterance has a reference."""
-    from sacrebleu.metrics import BLEU, CHRF
-
     referenced = [utterance for utterance in utterances if utterance.reference.strip()]
     if not referenced:
         raise ValueError("there is nothing to evaluate: no utterance has a translation")
-    clean = normalizer(normalizer_name)
-    references = [clean(utterance.reference) for utterance in referenced]
-    hypotheses = [clean(utterance.hypothesis) for utterance in referenced]
-
-    resamples = 1000 if len(referenced) >= MIN_UTTERANCES else 1  # 1 disables the bootstrap
-
-    def score(metric: BLEU | CHRF) -> TranslationScore:
-        of_corpus = metric.corpus_score(hypotheses, [references], n_bootstrap=resamples)
-        mean, half_width = (of_corpus._mean, of_corpus._ci) if resamples > 1 else (None, None)
-        return TranslationScore(
-            score=of_corpus.score, mean=mean, half_width=half_width, signature=str(metric.get_signature())
+    units = resampling.units_of([utterance.speaker for utterance in referenced])
+    scores = {}
+    for name, metric in _metrics().items():
+        terms, statistic = _terms(metric, referenced, normalizer_name)
+        scores[name.lower()] = TranslationScore(
+            score=float(statistic(terms.sum(0)[:, None])[0]),
+            interval=resampling.bootstrap(terms.T, statistic, units, resamples=_RESAMPLES),
+            signature=str(metric.get_signature()),
         )
-
     return TranslationReport(
         normalizer=normalizer_name,
         decoder=decoder,
-        bleu=score(BLEU()),
-        chrf=score(CHRF()),
+        **scores,
         scored=len(referenced),
         utterances=tuple(utterances),
     )
+
+
+def _metrics() -> dict[str, Any]:
+    from sacrebleu.metrics import BLEU, CHRF  # slow import
+
+    return {"BLEU": BLEU(), "chrF": CHRF()}
+
+
+def _terms(
+    metric: Any, utterances: Sequence[Utterance], normalizer_name: NormalizerName
+) -> tuple[Float[np.ndarray, "utterances terms"], resampling.Statistic]:
+    """Returns sacrebleu's counts of every utterance, and its score of sums of them."""
+    clean = normalizer(normalizer_name)
+    references, hypotheses = (
+        [clean(getattr(each, name)) for each in utterances] for name in ("reference", "hypothesis")
+    )
+    counts = np.array(metric._extract_corpus_statistics(hypotheses, [references]), np.float64)
+
+    def statistic(sums: Float[np.ndarray, "terms resamples"]) -> Float[np.ndarray, " resamples"]:
+        return np.array([metric._aggregate_and_compute([column.astype(int).tolist()]).score for column in sums.T])
+
+    return counts, statistic

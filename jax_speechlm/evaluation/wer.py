@@ -11,7 +11,7 @@ from typing import Literal
 
 import jiwer
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from jax_speechlm.evaluation import resampling
 from jax_speechlm.evaluation.resampling import MIN_UTTERANCES
@@ -71,37 +71,28 @@ def rate(counts: Counts) -> float | None:
     return (substitutions + deletions + insertions) / tokens if tokens else None
 
 
-def bootstrap(counts: Counts, resamples: int = 10_000, seed: int = 0) -> tuple[float, float] | None:
-    """Computes the 95 % interval of the rate by resampling utterances with replacement (Bisani and Ney 2004).
+def bootstrap(counts: Counts, resamples: int = resampling.RESAMPLES, seed: int = 0) -> resampling.Interval | None:
+    """Computes the 95 % interval of the rate by resampling rows of counts with replacement (Bisani and Ney 2004).
 
-    Utterances are treated as independent; within a speaker they are not quite, so with few speakers the interval is too
-    narrow.
+    Rows are treated as independent; utterances of a speaker are not quite, so with few speakers the interval is too
+    narrow. With many, add up the counts of each (`of_units`).
 
     Returns:
       The interval; None if fewer than `MIN_UTTERANCES` have a reference token.
     """
     if np.count_nonzero(counts[:, 3]) < MIN_UTTERANCES:
         return None
-    (rates,) = _resampled_rates([counts], resamples, seed)
-    return resampling.interval(rates)
+    return resampling.bootstrap(_errors_and_tokens(counts), resamples=resamples, seed=seed)
 
 
-@dataclasses.dataclass(frozen=True)
-class Difference:
-    """The rate of the second system minus the rate of the first.
-
-    Attributes:
-      value: the difference on the corpus itself.
-      interval: 95 % interval; None if fewer than `MIN_UTTERANCES` have a reference token.
-      p_value: two-sided: twice the share of resamples on the less frequent side of zero, zero included; None likewise.
-    """
-
-    value: float
-    interval: tuple[float, float] | None
-    p_value: float | None
+def of_units(counts: Counts, speakers: Sequence[str | None]) -> Counts:
+    """Adds up the counts of each independent unit: a speaker where there are many, else an utterance."""
+    return resampling.by_unit(counts.T, resampling.units_of(speakers)).astype(np.int64).T
 
 
-def paired_bootstrap(first: Counts, second: Counts, resamples: int = 10_000, seed: int = 0) -> Difference:
+def paired_bootstrap(
+    first: Counts, second: Counts, resamples: int = resampling.RESAMPLES, seed: int = 0
+) -> resampling.Difference:
     """Compares two systems on the same utterances, with the same resamples for both (Bisani and Ney 2004).
 
     Raises:
@@ -111,16 +102,11 @@ def paired_bootstrap(first: Counts, second: Counts, resamples: int = 10_000, see
         raise ValueError("a paired comparison needs the same references, normalised in the same way, on both sides")
     if not first[:, 3].any():
         raise ValueError("there is no reference token to compare on")
-    value = rate(second) - rate(first)
     if np.count_nonzero(first[:, 3]) < MIN_UTTERANCES:
-        return Difference(value, None, None)
-    before, after = _resampled_rates([first, second], resamples, seed)
-    differences = after - before
-    return Difference(value, resampling.interval(differences), resampling.p_value(differences))
+        return resampling.Difference(rate(second) - rate(first))
+    pair = (_errors_and_tokens(counts) for counts in (first, second))
+    return resampling.paired_bootstrap(*pair, resamples=resamples, seed=seed)
 
 
-def _resampled_rates(systems: Sequence[Counts], resamples: int, seed: int) -> list[Float[np.ndarray, " resamples"]]:
-    """Computes each system's rate on the same resamples, except resamples without reference tokens."""
-    errors = [counts[:, :3].sum(1) for counts in systems]
-    tokens, *errors = resampling.resampled_sums([systems[0][:, 3], *errors], resamples, seed)
-    return [row[tokens > 0] / tokens[tokens > 0] for row in errors]
+def _errors_and_tokens(counts: Counts) -> list[Int[np.ndarray, " utterances"]]:
+    return [counts[:, :3].sum(1), counts[:, 3]]

@@ -17,8 +17,7 @@ from tyro.conf import arg
 from data_pipelines.core.errors import DataError
 from jax_speechlm.core.config import Config
 from jax_speechlm.evaluation import base
-from jax_speechlm.evaluation.minimal_pairs import wilson_interval
-from jax_speechlm.evaluation.resampling import MIN_UTTERANCES
+from jax_speechlm.evaluation.resampling import MIN_UTTERANCES, wilson_interval
 from jax_speechlm.inference.word_vectors import WordTable
 
 Interval = tuple[float, float] | None
@@ -62,8 +61,7 @@ class WordReport(base.Report):
         table = base.new_table("file", "lines", "known", "rank correlation", "right", title=f"{self.words:,} words")
         for each in self.files:
             if each.kind == "pairs":
-                bounds = "" if each.interval is None else " [{:.3f}, {:.3f}]".format(*each.interval)
-                measures = f"{each.value:.3f}{bounds}", ""
+                measures = base.number(each.value, each.interval), ""
             else:
                 measures = "", base.percent(each.value, each.interval)
             table.add_row(each.file, f"{each.lines:,}", f"{each.known:,}", *measures)

@@ -5,7 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from jax_speechlm.evaluation.report import TOO_FEW, EvaluationReport, Score, Utterance, compare, evaluate
+from jax_speechlm.evaluation.comparison import compare
+from jax_speechlm.evaluation.report import TOO_FEW, EvaluationReport, Score, Utterance, evaluate
 
 UTTERANCES = [
     Utterance(id="one", reference="The cat sat.", hypothesis="the cat sat", speaker="ann", duration=1.5),
@@ -29,7 +30,7 @@ def test_few_utterances_have_no_interval_in_report_table_and_comparison():
     assert "[" not in out.getvalue().replace("[95 %]", "")
     assert TOO_FEW in out.getvalue()
     assert "30" in TOO_FEW
-    comparison = compare(few, few)
+    (comparison,) = compare(few, few)
     assert (comparison.interval, comparison.p_value) == (None, None)
     assert TOO_FEW in str(comparison)
     assert "[" not in str(comparison)
@@ -111,9 +112,9 @@ def test_what_cannot_be_evaluated_is_refused(utterances, message):
 
 def test_compare_pairs_utterances_by_id():
     better = [UTTERANCES[2].replace(hypothesis=""), UTTERANCES[0], UTTERANCES[1].replace(hypothesis="on the mat")]
-    comparison = compare(evaluate(UTTERANCES), evaluate(better))
+    (comparison,) = compare(evaluate(UTTERANCES), evaluate(better))
     assert (comparison.first, comparison.second, comparison.difference) == (0.5, 0.0, -0.5)
-    paired = compare(evaluate(many(UTTERANCES)), evaluate(many(better)))
+    (paired,) = compare(evaluate(many(UTTERANCES)), evaluate(many(better)))
     assert paired.interval[0] < -0.5 < paired.interval[1]
     assert "WER 50.00 % -> 0.00 %" in str(comparison)
 
