@@ -33,11 +33,12 @@ _FIGURES = "precision", "recall", "f1"
 _WIDEST_MATRIX = 20  # number of classes that fit on a terminal
 
 
-class ClassScore(Config):
-    """Precision, recall and F1 of one class; 0 where the denominator is 0.
+class Figures(Config):
+    """Precision, recall and F1; 0 where the denominator is 0.
 
     Attributes:
-      precision_interval, recall_interval, f1_interval: 95 % intervals, of those resamples that have the class.
+      precision_interval, recall_interval, f1_interval: 95 % intervals, by bootstrap over speakers where there are many,
+        else over utterances or texts; None for few.
     """
 
     precision: float
@@ -46,6 +47,19 @@ class ClassScore(Config):
     recall_interval: Interval | None = None
     f1: float
     f1_interval: Interval | None = None
+
+    def cells(self) -> list[str]:
+        """Formats the figures with their intervals."""
+        return [base.percent(getattr(self, name), getattr(self, f"{name}_interval")) for name in _FIGURES]
+
+
+class ClassScore(Figures):
+    """The figures of one class; their intervals are of the resamples that have the class.
+
+    Attributes:
+      rows: with this class.
+    """
+
     rows: int
 
 
@@ -61,15 +75,14 @@ class ClassifiedItem(Config):
     counts: tuple[tuple[int, int, int], ...]
 
 
-class ClassificationReport(base.SetReport):
+class ClassificationReport(Figures, base.SetReport):
     """The evaluation of one classifier.
 
     Attributes:
       label: the column that was predicted.
       accuracy: share of the rows with the correct class.
+      accuracy_interval: 95 % interval: Wilson's (1927) of independent rows, else as of the other figures.
       precision, recall, f1: unweighted (macro) means over the classes.
-      accuracy_interval, ...: 95 % intervals, by bootstrap over speakers where there are many, else over utterances or
-        texts; None for few. That of the accuracy of single rows is Wilson's (1927).
       majority: accuracy of always predicting the most frequent class.
       skipped: rows without audio or text, or utterances without frame labels; excluded from all figures.
       classes: score per class, in the objective's order.
@@ -80,12 +93,6 @@ class ClassificationReport(base.SetReport):
     label: str = ""
     accuracy: float
     accuracy_interval: Interval | None = None
-    precision: float
-    precision_interval: Interval | None = None
-    recall: float
-    recall_interval: Interval | None = None
-    f1: float
-    f1_interval: Interval | None = None
     majority: float
     skipped: int = 0
     classes: dict[str, ClassScore]
@@ -115,10 +122,10 @@ class ClassificationReport(base.SetReport):
         """Yields the table of scores, then the confusion matrix unless it is too wide for a terminal."""
         table = base.new_table(self.label, "precision", "recall", "F1", "rows", title=self.title)
         for name, each in self.classes.items():
-            table.add_row(escape(name), *_cells(each), f"{each.rows:,}")
+            table.add_row(escape(name), *each.cells(), f"{each.rows:,}")
         table.add_section()
         rows = sum(each.rows for each in self.classes.values())
-        table.add_row("mean of classes", *_cells(self), f"{rows:,}")
+        table.add_row("mean of classes", *self.cells(), f"{rows:,}")
         table.add_row("accuracy", base.percent(self.accuracy, self.accuracy_interval), "", "", "")
         table.add_row("most frequent class", f"{self.majority:.1%}", "", "", "")
         if self.skipped:
@@ -130,10 +137,6 @@ class ClassificationReport(base.SetReport):
             for name, counts in zip(self.classes, self.confusion, strict=True):
                 matrix.add_row(escape(name), *(f"{count:,}" for count in counts))
             yield matrix
-
-
-def _cells(scored: ClassScore | ClassificationReport) -> list[str]:
-    return [base.percent(getattr(scored, name), getattr(scored, f"{name}_interval")) for name in _FIGURES]
 
 
 def score(

@@ -54,7 +54,7 @@ class FairnessReport(base.Report):
       metric: the evaluation's headline.
       groups: the score of each group.
       unknown: utterances that are in no group.
-      gap: None with fewer than two groups of `wer.MIN_UTTERANCES` utterances, among which it is looked for.
+      gap: None with fewer than two groups of `resampling.MIN_UTTERANCES` utterances, among which it is looked for.
     """
 
     report: str
@@ -77,12 +77,12 @@ class FairnessReport(base.Report):
     def _caption(self) -> str:
         unknown = f"{self.unknown:,} utterances have no {self.by}. " if self.unknown else ""
         if self.gap is None:
-            return f"{unknown}No gap: fewer than two groups have {wer.MIN_UTTERANCES} utterances."
+            return f"{unknown}No gap: fewer than two groups have {resampling.MIN_UTTERANCES} utterances."
         gap = self.gap
         bounds = gap.interval and tuple(100 * bound for bound in gap.interval)
         difference = base.number(100 * gap.difference, bounds, ".1f")
         return (
-            f"{unknown}Largest gap, of groups with {wer.MIN_UTTERANCES} utterances or more: "
+            f"{unknown}Largest gap, of groups with {resampling.MIN_UTTERANCES} utterances or more: "
             f'"{gap.best}" and "{gap.worst}", '
             f"{difference} points, p = {gap.p_value:.2g} (permutations of {gap.units})."
         )
@@ -145,7 +145,7 @@ def fairness(
     large = {
         name: rows
         for name, rows in rows_of.items()
-        if len(rows) >= wer.MIN_UTTERANCES and groups[name].rate is not None
+        if len(rows) >= resampling.MIN_UTTERANCES and groups[name].rate is not None
     }
     speakers = [utterance.speaker for utterance in evaluation.utterances]
     return FairnessReport(

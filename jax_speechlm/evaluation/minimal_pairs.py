@@ -34,7 +34,7 @@ class Accuracy(Config):
 
     Attributes:
       interval: 95 % interval: Wilson's (1927) for independent pairs, valid for small samples; else by bootstrap, and
-        None for fewer than `wer.MIN_UTTERANCES` samples.
+        None for fewer than `resampling.MIN_UTTERANCES` samples.
       pairs: number of pairs, or of items.
     """
 

@@ -53,7 +53,7 @@ class Probe(Config):
       source: its features: "encoder", "random encoder" or "log-mel".
       layer: 0 is the encoder's input projection; log-mel has only layer 0.
       accuracy: share of the test utterances classified correctly, over all folds; for characters, 1 - CER.
-      interval: 95 % interval (Wilson 1927; for characters by bootstrap, None below `wer.MIN_UTTERANCES`). It treats
+      interval: 95 % interval (Wilson 1927; for characters by bootstrap, None below 30). It treats
         utterances as independent, which is not quite true within a speaker.
     """
 

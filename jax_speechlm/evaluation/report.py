@@ -13,9 +13,8 @@ from rich.table import Table
 
 from data_pipelines.core.paths import AnyPath
 from jax_speechlm.core.config import Config
-from jax_speechlm.evaluation import base, comparison, wer
+from jax_speechlm.evaluation import base, comparison, resampling, wer
 from jax_speechlm.evaluation.normalizers import NormalizerName, normalizer, written_without_spaces
-from jax_speechlm.evaluation.resampling import RESAMPLES
 
 Metric = Literal["wer", "cer"]
 
@@ -23,7 +22,7 @@ _LENGTH_EDGES = (2, 5, 10, 20)  # seconds
 _LENGTH_NAMES = ("under 2 s", "2 to 5 s", "5 to 10 s", "10 to 20 s", "20 s and over")
 _LINE_WIDTH = 100  # columns of the alignment file
 
-TOO_FEW = f"no interval: fewer than {wer.MIN_UTTERANCES} utterances have a reference"
+TOO_FEW = f"no interval: fewer than {resampling.MIN_UTTERANCES} utterances have a reference"
 """Explains a missing interval."""
 
 
@@ -53,8 +52,8 @@ class Score(Config):
 
     Attributes:
       rate: errors / `tokens`, as a share (0.25 is 25 %); may exceed 1; None if `tokens` is 0.
-      interval: 95 % bootstrap interval of the rate, over speakers if there are at least `wer.MIN_UTTERANCES`, else over
-        utterances; None for fewer utterances than that.
+      interval: 95 % bootstrap interval of the rate, over speakers if there are 30 or more, else over
+        utterances; None for fewer than 30 of them.
       tokens: words or characters of the references.
       utterances: number of utterances, empty references included.
     """
@@ -71,7 +70,7 @@ class Score(Config):
     @classmethod
     def _of_few_no_interval(cls, values: Any) -> Any:
         """Drops the interval of few utterances, which reports of earlier versions have."""
-        few = isinstance(values, dict) and values.get("utterances", 0) < wer.MIN_UTTERANCES
+        few = isinstance(values, dict) and values.get("utterances", 0) < resampling.MIN_UTTERANCES
         return values | {"interval": None} if few else values
 
     def __str__(self) -> str:
@@ -156,7 +155,7 @@ def evaluate(
     normalizer: NormalizerName = "basic",
     *,
     decoder: str = "greedy",
-    resamples: int = RESAMPLES,
+    resamples: int = resampling.RESAMPLES,
     seed: int = 0,
 ) -> EvaluationReport:
     """Scores hypotheses against references.
@@ -196,7 +195,7 @@ def evaluate(
 
 
 def score_counts(
-    counts: wer.Counts, speakers: Sequence[str | None], resamples: int = RESAMPLES, seed: int = 0
+    counts: wer.Counts, speakers: Sequence[str | None], resamples: int = resampling.RESAMPLES, seed: int = 0
 ) -> Score:
     """Adds up counts of utterances; the interval is over speakers where there are many, else over utterances."""
     totals = zip(("substitutions", "deletions", "insertions", "tokens"), counts.sum(0).tolist(), strict=True)

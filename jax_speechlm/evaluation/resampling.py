@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 MIN_UTTERANCES = 30
-"""With fewer units, intervals and p-values of the bootstrap are unreliable and left out."""
+"""With fewer units (of a ratio: with a denominator) intervals and p-values are unreliable and left out."""
 
 RESAMPLES = 10_000
 
@@ -76,6 +76,10 @@ def ratio(sums: Float[np.ndarray, "2 _"]) -> Float[np.ndarray, " _"]:
         return np.where(sums[1] > 0, sums[0] / sums[1], np.nan)
 
 
+def _are_enough(units: Float[np.ndarray, "terms units"], statistic: Statistic) -> bool:
+    return int(np.count_nonzero(units[1]) if statistic is ratio else units.shape[1]) >= MIN_UTTERANCES
+
+
 def bootstrap(
     rows: Rows,
     statistic: Statistic = ratio,
@@ -95,7 +99,7 @@ def bootstrap(
       The interval; None with fewer than `MIN_UTTERANCES` units, or if it is never defined.
     """
     units = by_unit(rows, unit_of_row)
-    if units.shape[1] < MIN_UTTERANCES:
+    if not _are_enough(units, statistic):
         return None
     values = statistic(resampled_sums(units, resamples or num_resamples(units.shape[1]), seed))
     values = values[~np.isnan(values)]
@@ -129,7 +133,7 @@ def paired_bootstrap(
     """Compares two systems on the same rows, with the same resamples for both; arguments as of `bootstrap`."""
     systems = [by_unit(rows, unit_of_row) for rows in (first, second)]
     before, after = (float(statistic(rows.sum(1)[:, None])[0]) for rows in systems)
-    if systems[0].shape[1] < MIN_UTTERANCES:
+    if not all(_are_enough(units, statistic) for units in systems):
         return Difference(after - before)
     sums = resampled_sums([*systems[0], *systems[1]], resamples or num_resamples(systems[0].shape[1]), seed)
     differences = statistic(sums[len(first) :]) - statistic(sums[: len(first)])

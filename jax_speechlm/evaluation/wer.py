@@ -14,7 +14,6 @@ import numpy as np
 from jaxtyping import Int
 
 from jax_speechlm.evaluation import resampling
-from jax_speechlm.evaluation.resampling import MIN_UTTERANCES
 
 Unit = Literal["word", "character"]
 Counts = Int[np.ndarray, "utterances 4"]
@@ -78,10 +77,8 @@ def bootstrap(counts: Counts, resamples: int = resampling.RESAMPLES, seed: int =
     narrow. With many, add up the counts of each (`of_units`).
 
     Returns:
-      The interval; None if fewer than `MIN_UTTERANCES` have a reference token.
+      The interval; None if fewer than `resampling.MIN_UTTERANCES` have a reference token.
     """
-    if np.count_nonzero(counts[:, 3]) < MIN_UTTERANCES:
-        return None
     return resampling.bootstrap(_errors_and_tokens(counts), resamples=resamples, seed=seed)
 
 
@@ -102,8 +99,6 @@ def paired_bootstrap(
         raise ValueError("a paired comparison needs the same references, normalised in the same way, on both sides")
     if not first[:, 3].any():
         raise ValueError("there is no reference token to compare on")
-    if np.count_nonzero(first[:, 3]) < MIN_UTTERANCES:
-        return resampling.Difference(rate(second) - rate(first))
     pair = (_errors_and_tokens(counts) for counts in (first, second))
     return resampling.paired_bootstrap(*pair, resamples=resamples, seed=seed)
 

@@ -53,10 +53,11 @@ def test_questions_without_an_answer_are_counted_apart():
     assert (score.answerable, score.unanswerable) == (3, 3)
     assert (score.exact, score.silent, score.refused) == pytest.approx((1 / 3, 1 / 3, 2 / 3))
     assert score.f1 == pytest.approx((1 + 2 / 3 + 0) / 3)
-    assert score.f1_interval[0] <= score.f1 <= score.f1_interval[1]
+    assert score.f1_interval is None  # of three
+    assert score.silent_interval[0] <= score.silent <= score.silent_interval[1]
     assert [each.f1 for each in given] == pytest.approx([1, 2 / 3, 0, 1, 0, 1])
     only_known, _ = score_answers(asked[:3], ["x", "x", None])
-    assert only_known.f1_interval == score.f1_interval  # the others change nothing, nor does the hour
+    assert only_known.exact_interval == score.exact_interval  # the others change nothing, nor does the hour
     assert only_known.refused is None
     only_unknown, _ = score_answers(asked[3:], [None, "w", None])
     assert (only_unknown.exact, only_unknown.f1, only_unknown.refused) == (None, None, score.refused)

@@ -35,6 +35,8 @@ def test_rates_are_those_of_each_group_alone():
     assert (gap.best, gap.worst, gap.units) == ("0", "1", "utterances")
     assert gap.difference == pytest.approx(report.groups["1"].rate - report.groups["0"].rate)
     assert gap.p_value < 0.001
+    assert 0 < gap.interval[0] < gap.difference < gap.interval[1]
+    assert "[" in next(report.tables()).caption
 
 
 def test_p_values_of_equal_groups_are_uniform():
@@ -51,7 +53,7 @@ def test_speakers_are_permuted_where_each_is_of_one_group():
     """Two groups of two speakers each differ as widely as can be, yet 3 divisions of 4 speakers prove nothing."""
     evaluation, groups = report_of([0.0, 0.5], speakers=2)
     gap = fairness(evaluation, groups, "group").gap
-    assert gap.units == "speakers"
+    assert (gap.units, gap.interval) == ("speakers", None)
     assert gap.p_value == pytest.approx(1 / 3, abs=0.03)
     assert fairness(evaluation, [each.speaker for each in evaluation.utterances], "speaker").gap.units == "utterances"
 

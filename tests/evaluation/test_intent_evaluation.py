@@ -29,8 +29,17 @@ def test_measures_are_those_counted_by_hand():
     assert (score.intent, score.exact, score.rejected) == (0.5, 0.25, 0.25)
     assert score.f1 == pytest.approx(2 * 2 / (3 + 4))  # two right; three actual and four predicted values
     assert score.by_slot == {"milk": 0.0, "size": pytest.approx(2 * 2 / (2 + 3))}
-    for value, (low, high) in ((score.f1, score.f1_interval), (score.exact, score.exact_interval)):
+    assert score.f1_interval is None
+    many = score_commands(ACTUAL * 10, PREDICTED * 10)
+    assert (many.f1, many.exact) == (score.f1, score.exact)
+    for value, (low, high) in (
+        (many.f1, many.f1_interval),
+        (many.exact, many.exact_interval),
+        (many.rejected, many.rejected_interval),
+        (many.by_slot["size"], many.by_slot_intervals["size"]),
+    ):
         assert low < value < high
+    assert many.by_slot_intervals["milk"] is None  # ten utterances have it
     with pytest.raises(ValueError, match="nothing to evaluate"):
         score_commands([], [])
 

@@ -32,7 +32,7 @@ def test_the_interval_of_a_ratio_is_scipys():
     np.testing.assert_allclose(resampling.bootstrap([errors, tokens]), expected, rtol=0, atol=error)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(count=st.integers(30, 200), share=st.floats(0.1, 0.9), seed=st.integers(0, 99))
 def test_the_interval_of_a_share_is_binomial(count, share, seed):
     is_right = np.random.default_rng(seed).random(count) < share

@@ -87,7 +87,7 @@ def test_paired_bootstrap():
 
 
 def test_few_utterances_have_no_interval():
-    counts = some_counts(0, wer.MIN_UTTERANCES)
+    counts = some_counts(0, resampling.MIN_UTTERANCES)
     counts[:, 3] += 1
     assert wer.bootstrap(counts) is not None
     assert wer.paired_bootstrap(counts, counts).interval is not None
