@@ -357,7 +357,7 @@ def measurement(
 
 
 def _is_enough(sums: Float[np.ndarray, "utterances 2"]) -> bool:
-    return np.count_nonzero(sums[:, 1]) >= resampling.MIN_UTTERANCES
+    return int(np.count_nonzero(sums[:, 1])) >= resampling.MIN_UTTERANCES
 
 
 def _read_wav(path: Path) -> Float[np.ndarray, " samples"]:
