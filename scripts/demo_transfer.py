@@ -23,9 +23,10 @@ from rich.table import Table
 
 from data_pipelines.core.errors import DataError
 from data_pipelines.prepare.job import prepare
+from jax_speechlm.evaluation.comparison import compare
 from jax_speechlm.evaluation.normalizers import normalizer
 from jax_speechlm.evaluation.recognition import evaluate_run
-from jax_speechlm.evaluation.report import EvaluationReport, compare
+from jax_speechlm.evaluation.report import EvaluationReport
 from jax_speechlm.inference.asr.decoder import Decoding
 from jax_speechlm.interop.folders import RECORD, ExportError
 from jax_speechlm.interop.hf.export import write_checked
@@ -116,7 +117,8 @@ def main(
     table.add_row("clips", *(str(len(report.utterances)) for report in after))
     console.print(table)
     for name, *pair in zip(sets, before, after, strict=True):
-        console.print(f"{name}: {compare(*pair)}", markup=False)
+        (comparison,) = compare(*pair)
+        console.print(f"{name}: {comparison}", markup=False)
         console.print(transcripts(*pair), markup=False)
     minutes, cpu_minutes = _minutes(began)
     console.print(f"{minutes} minutes in all, {cpu_minutes} of a CPU. WER by Whisper's normaliser of English.")
