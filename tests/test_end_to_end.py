@@ -312,7 +312,7 @@ def test_a_recognizer_teaches_a_smaller_one(workplace, capsys):
     ]
     train = ["finetune", *config, f"--run-dir={run}", *settings]
     assert cli.main(train) == USER_ERROR
-    assert "nowhere: holds no complete checkpoint" in capsys.readouterr().err
+    assert "nowhere: there is no such folder. Give" in capsys.readouterr().err
     teacher = f"--objective.teachers.0.checkpoint={workplace / 'finetune'}"
     assert cli.main([*train, teacher]) == 0
     assert "divergence" in (run / "metrics.jsonl").read_text()

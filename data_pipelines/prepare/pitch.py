@@ -153,6 +153,9 @@ def _measure(
     pool: Executor = ProcessPoolExecutor(min(processes, num_rows), context)
     pending: collections.deque[Future[tuple[int, np.ndarray] | None]] = collections.deque()
     try:
+        # numba compiles librosa's loops at their first use into a cache on disk. Processes that do so at the same time
+        # damage it, and then every later one crashes; so one goes first.
+        pool.submit(measure, np.ones(_frame_length(settings), np.int16), settings).result()
         for row in range(num_rows):
             pending.append(pool.submit(_of_record, _bytes_or_none(read, row), settings))
             if len(pending) > _AHEAD * processes:
@@ -161,7 +164,8 @@ def _measure(
             yield pending.popleft().result()
     except BrokenProcessPool as error:
         raise DataError(
-            "a process that measures pitch was killed, as happens when memory is full: run again with fewer --processes"
+            "a process that measures pitch was killed or crashed. If memory is full, run again with fewer --processes; "
+            "else numba's cache may be damaged: set NUMBA_CACHE_DIR to an empty folder, or install librosa again"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)

@@ -260,7 +260,10 @@ def _remedy(set_dir: AnyPath) -> str:
 def _read_meta(set_dir: AnyPath) -> dict:
     path = set_dir / META
     if not path.exists():
-        raise DataError(f"{set_dir} is not a prepared data set ({path.name} is missing); {_remedy(set_dir)}")
+        raise DataError(
+            f"{set_dir} is not a prepared data set ({path.name} is missing). Prepare it: jax-speechlm prepare "
+            f"{set_dir.name}; or, if it is of your own recordings: jax-speechlm prepare --manifest {set_dir.name}.jsonl"
+        )
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
         return {

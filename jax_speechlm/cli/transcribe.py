@@ -163,6 +163,8 @@ def _write(transcriber: Transcriber, task: str, files: Sequence[Path], output: O
                 print(f"error: {transcript.error}", file=sys.stderr)
                 if format != "json":
                     continue
+            elif not transcript.text:
+                print(f"note: no words were recognised in {file}", file=sys.stderr)
             if format in SUBTITLES:
                 text = SUBTITLES[format](transcript.segments)
             elif format == "json":

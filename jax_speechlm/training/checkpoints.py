@@ -300,8 +300,9 @@ def find_all(path: str | os.PathLike) -> list[AnyPath]:
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     steps = [child for child in folder.glob("*") if child.name.isdecimal() and _is_whole(child)]
     if not steps:
+        problem = "holds no complete checkpoint" if path.exists() else "there is no such folder"
         raise CheckpointError(
-            f"{path}: holds no complete checkpoint. Give the directory of a run (with checkpoints/ in it) or one of "
+            f"{path}: {problem}. Give the directory of a run (with checkpoints/ in it) or one of "
             "its checkpoints/<step> folders."
         )
     return sorted(steps, key=lambda step: int(step.name))

@@ -105,6 +105,8 @@ def test_a_half_written_checkpoint_is_no_checkpoint(saved, tmp_path):
 def test_nothing_at_a_path_is_an_error_that_says_what_to_give(tmp_path):
     with pytest.raises(ckpt.CheckpointError, match=r"holds no complete checkpoint. Give the directory of a run"):
         ckpt.find(tmp_path)
+    with pytest.raises(ckpt.CheckpointError, match=r"nowhere: there is no such folder. Give the directory of a run"):
+        ckpt.find(tmp_path / "nowhere")
 
 
 def test_another_model_cannot_be_restored(saved):
