@@ -90,8 +90,8 @@ def _module(name: str) -> ModuleType:
         new = _OLD_NAMES.get(name) or {run_name(known): known for known in shipped}.get(name)
         if new is None:
             near = difflib.get_close_matches(name, shipped, n=1, cutoff=0.3)
-            hint = f"did you mean {near[0]!r}?" if near else f"available: {', '.join(shipped)}."
-            raise ValueError(f"no experiment is named {name!r}; {hint} See jax-speechlm recipes, or give a file")
+            hint = f"Did you mean {near[0]!r}?" if near else f"Available: {', '.join(shipped)}."
+            raise ValueError(f"no experiment is named {name!r}. {hint} See jax-speechlm recipes, or give a file")
         print(f"note: the recipe {name} is now called {new}; the old name works for one version", file=sys.stderr)
         name = new
     return importlib.import_module(f"{recipes.__name__}.{name.replace('/', '.')}")
