@@ -115,7 +115,7 @@ def test_speech_is_measured_by_the_second(tmp_path):
     index = read_index(write_spoken_set(tmp_path / "set", {"test": rows}), "test")
     units = make_units(tmp_path / "units", UNITS)
     codes = label(index, units)
-    total = SpokenPrediction.total(predict_speech(model(), index, units.path).values())
+    total = SpokenPrediction.total(predict_speech(model(), index, units.path))
     nats = sum(plain_nats(ids_of(_runs(each)))[1:-1].sum() for each in codes if len(each))
     seconds = sum(map(len, codes)) * units.frame_samples / 16_000
     assert total.nats == pytest.approx(nats, rel=1e-5)
