@@ -22,7 +22,7 @@ QUICK := $(addprefix tests/data_pipelines/,batching core storage text tokenizers
 .PHONY: help docs notebooks demo demo-tts demo-transfer test test-slow test-parity test-quick test-portable test-newest lint format golden clean
 
 help:
-	@echo "make demo         fetch speech and text, pretrain, finetune, evaluate, export: a page at the end (15 minutes on 2 cores)"
+	@echo "make demo         fetch speech, pretrain, finetune, evaluate, export: a page at the end (10 minutes on 2 cores)"
 	@echo "make demo-tts     fetch speech of one voice, train a small voice, synthesise, judge it (sized for 10 minutes on 2 idle cores)"
 	@echo "make demo-transfer  fetch a Whisper and speech, measure, finetune, measure again, export (sized for 10 minutes on 2 idle cores)"
 	@echo "make test         set up and run the tests (20 to 35 minutes on 2 cores)"
