@@ -56,7 +56,7 @@ class Curve(NamedTuple):
 
 
 class Alignment(NamedTuple):
-    """A clip as the recognizer sees it.
+    """A clip with the features and output of the recognizer.
 
     Attributes:
       mel: log-mel spectrogram.
@@ -125,7 +125,7 @@ other models. docs/results.md has the errors of larger models on the same clips.
 <h2>Listen and compare</h2><div class="card">{"".join(_clip(clip, best) for clip in demo.clips)}</div>
 <p class="soft">Transcripts of the last row of the table. <del>Words that are missing</del> and <ins>words that are not
 in the reference</ins> are marked.</p>
-<h2>What the recognizer sees</h2>
+<h2>Features and output for one clip</h2>
 <figure class="card"><p>{_text(demo.alignment.text)}</p>{_aligned(demo.alignment)}</figure>
 <p class="soft">Above, the log-mel spectrogram, low frequencies at the bottom. In the middle, the letters of
 the best path, without a language model, and the probability of the likeliest letter at each time: where it falls, CTC's
@@ -188,7 +188,7 @@ def _aligned(alignment: Alignment) -> str:
 
 def _curve(curve: Curve) -> str:
     """Draws the losses of a run: training as a line, validation as dots."""
-    left, top, width, height = 40, 8, 410, 190
+    left, top, width, height = 40, 8, 400, 190  # of 460: half of the last step's number stands beyond
     steps, losses = zip(*curve.train, *curve.dev, strict=True)
     low, high = min(losses), max(losses)
     low, high = low - 0.05 * (high - low), high + 0.05 * (high - low) + 1e-6
