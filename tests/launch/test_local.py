@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -22,8 +21,19 @@ from tests.test_end_to_end import RATE, SMALL, TONES, spoken
 
 LAUNCHER = Path(__file__).parents[2] / "launch" / "local.py"
 COMMAND = (sys.executable, "-m", "jax_speechlm.cli", "finetune")
-LONGER = ("--num-steps=40", "--loop.checkpoint-every=10", "--loop.eval-every=20")
-FLAGS = quick_xla.on_devices(1, partitions_alike=True)  # the launcher says how many after all
+LONGER = ("--num-steps=40", "--loop.checkpoint-every=10", "--loop.eval-every=10")
+FLAGS = quick_xla.on_devices(1)  # the launcher says how many after all
+SAME_BITS = quick_xla.on_devices(1, partitions_alike=True)
+COUNTING = """
+import collections, jax, sys
+counts = collections.Counter()
+jax.monitoring.register_event_listener(lambda name, **_: counts.update([name.rsplit("/")[-1]]))
+from jax_speechlm import cli
+status = cli.main()
+print("programs", counts["compile_requests_use_cache"], counts["cache_hits"])
+sys.exit(status)
+"""
+"""The command, which prints at its end how many programs it needed, and how many of them were in the cache."""
 SILENCE = 6  # seconds after which a process counts as gone
 
 
@@ -61,27 +71,38 @@ def wait_for_step(run_dir: Path, step: int, launcher: subprocess.Popen) -> None:
 def launch(run_dir: Path, options: list[str], *more: str, processes: int = 2) -> subprocess.Popen:
     """Starts a run on two devices: one of each of two processes, or both of one."""
     shape = f"--processes={processes}", f"--cpu-devices={2 // processes}"
-    command = [LAUNCHER, *shape, *more, "--", *COMMAND, f"--run-dir={run_dir}", *options]
-    environment = os.environ | {"JAX_SPEECHLM_PEER_SECONDS": str(SILENCE), "XLA_FLAGS": FLAGS}
-    return subprocess.Popen(
-        [sys.executable, *command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    counting = sys.executable, "-c", COUNTING, "finetune", f"--run-dir={run_dir}"
+    environment = os.environ | {"JAX_SPEECHLM_PEER_SECONDS": str(SILENCE), "XLA_FLAGS": SAME_BITS}
+    environment["JAX_SPEECHLM_CACHE"] = f"{run_dir} of the user"
+    for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+        environment.pop(name)  # several processes then keep their programs in the folder of the run
+    command = [sys.executable, LAUNCHER, *shape, *more, "--", *counting, *options]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def programs(output: str) -> list[tuple[int, int]]:
+    """By process: programs needed, and programs found in the cache."""
+    lines = sorted(line.split() for line in output.splitlines() if "] programs " in line)
+    assert [process for process, *_ in lines] == ["[0]", "[1]"], output
+    return [(int(needed), int(found)) for *_, needed, found in lines]
 
 
 def test_two_processes_train_what_one_trains_through_stop_kill_and_restart(options, tmp_path):
+    """And the restart compiles nothing: process 1 too finds all programs in the run's folder."""
     one, two = tmp_path / "one", tmp_path / "two"
     launcher = launch(one, options, processes=1)
     output, _ = launcher.communicate(timeout=300)
     assert launcher.returncode == 0, output
 
     launcher = launch(two, options)
-    wait_for_step(two, 3, launcher)
+    wait_for_step(two, 11, launcher)  # past a checkpoint and a validation: every program has been needed
     launcher.send_signal(signal.SIGTERM)
     output, _ = launcher.communicate(timeout=120)
     assert launcher.returncode == 0, output
     stopped = int(ckpt.find(two).name)
-    assert 3 <= stopped < 40
+    assert 11 <= stopped < 40
     assert output.count(f"SIGTERM received: saved step {stopped}") == 1
+    assert all(needed > 20 and found == 0 for needed, found in programs(output))
 
     launcher = launch(two, options, "--restarts=1")
     wait_for_step(two, stopped + 5, launcher)
@@ -92,6 +113,7 @@ def test_two_processes_train_what_one_trains_through_stop_kill_and_restart(optio
     assert "stopped: process 1 on " in output, output
     assert f"has not responded for {SILENCE} s. Start the same command again" in output
     assert "restarting" in output
+    assert all(needed == found > 20 for needed, found in programs(output))
 
     for part in ("train", "dev"):
         logged, expected = figures(two, part), figures(one, part)
@@ -102,38 +124,6 @@ def test_two_processes_train_what_one_trains_through_stop_kill_and_restart(optio
     first, second = (ckpt.read(ckpt.find(run_dir)) for run_dir in (one, two))
     assert first.step == second.step == 40
     jax.tree.map(np.testing.assert_array_equal, first.state, second.state)
-
-
-def test_a_restart_of_two_processes_compiles_nothing(options, tmp_path):
-    """All programs are found in the run's folder, also by the process that is not the first."""
-    script = (
-        "import collections, jax, sys; counts = collections.Counter()\n"
-        "jax.monitoring.register_event_listener(lambda name, **_: counts.update([name.rsplit('/')[-1]]))\n"
-        "from jax_speechlm import cli; status = cli.main()\n"
-        "print('programs', counts['compile_requests_use_cache'], counts['cache_hits'])\n"
-        "sys.exit(status)"
-    )
-    run = ["finetune", f"--run-dir={tmp_path / 'run'}", *options, "--num-steps=4", "--loop.checkpoint-every=2"]
-    run = [option for option in run if option not in LONGER]
-    command = [sys.executable, LAUNCHER, "--processes=2", "--cpu-devices=1", "--", sys.executable, "-c", script, *run]
-    environment = os.environ | {"XLA_FLAGS": FLAGS, "JAX_SPEECHLM_CACHE": str(tmp_path / "user")}
-    for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
-        environment.pop(name)
-
-    def programs() -> dict[str, list[int]]:
-        """By process: programs needed, and programs found in the cache."""
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, done.stdout
-        lines = [line.split() for line in done.stdout.splitlines() if "] programs " in line]
-        return {process: [int(needed), int(found)] for process, _, needed, found in lines}
-
-    first = programs()
-    assert all(needed > 20 and found == 0 for needed, found in first.values())
-    shutil.rmtree(ckpt.find(tmp_path / "run"))  # of step 4: the run goes on from step 2
-    again = programs()
-    assert again.keys() == first.keys() == {"[0]", "[1]"}
-    assert all(needed == found > 20 for needed, found in again.values())
-    assert list(figures(tmp_path / "run", "train")) == [1, 2, 3, 4]
 
 
 def trained(run_dir: Path, options: list[str], mesh: str, processes: int, node: str) -> dict[str, dict[int, dict]]:
