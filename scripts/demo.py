@@ -2,9 +2,9 @@
 
 Fetches asterisk-en (24 minutes of studio prompts) and queen-en (4.4 hours of acted dialogue), pretrains a small
 conformer on audio alone, finetunes it on transcripts, estimates a character n-gram of the transcripts, measures word
-error rates on the test split, which nothing else uses, and exports the recognizer for Hugging Face's transformers. At
-the end stands one page, `index.html`, with what there is to see and hear. Steps are counted, not timed: the same seed
-on the same machine gives the same model.
+error rates on the test split, which nothing else uses, exports the recognizer for Hugging Face's transformers, and
+writes a page, `index.html`, with error rates, audio, an alignment and learning curves. Steps are counted, not timed:
+the same seed on the same idle machine gives the same model.
 """
 
 import contextlib

@@ -216,7 +216,7 @@ class Reporter:
         self._tensorboard.flush()
 
     def show_transcripts(self, step: int, reference: str, hypothesis: str) -> None:
-        """Prints what was said in one utterance of a validation, and what was recognised; TensorBoard has both."""
+        """Prints the reference and hypothesis of one utterance of a validation, and writes both to TensorBoard."""
         if not self._active:
             return
         self.console.print(f"{'':>11}  reference   {escape(reference)}\n{'':>11}  hypothesis  {escape(hypothesis)}")

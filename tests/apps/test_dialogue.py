@@ -18,6 +18,7 @@ from jax_speechlm.apps.dialogue.trial import Trial, load_conversations
 from jax_speechlm.apps.dialogue.understanding import SpeechUnderstanding, of_text, reply_to
 from jax_speechlm.cli import main
 from jax_speechlm.inference.asr.ctc import Recognizer
+from tests.serving.served_dialogues import LETTERS
 from tests.serving.tone_voice import ToneVoice
 from tests.trained_tones import RATE, speak, trained_run
 
@@ -145,28 +146,6 @@ def test_the_command_reads_lines(monkeypatch, capsys):
     said = capsys.readouterr().out.splitlines()
     assert said[2] == "Are you still there? Small, medium or large?"
     assert json.loads(said[-1]) == {"intent": "orderDrink", "slots": {"coffeeDrink": "latte", "size": "large"}}
-
-
-LETTERS = """
-start: main
-phrases:
-  "yes": [ab ca]
-  "no": [ba cb]
-  repeat: [acb acb]
-  help: [bca bca]
-  cancel: [cab cab]
-  lead: [cb cb]
-  tail: [bc bc]
-  nth: [[ac ac]]
-nodes:
-  main:
-    say: "One. Two."
-    choices:
-      - {sentences: ["abc [ab]"], next: end}
-      - {sentences: ["cba"], next: other}
-  other: {say: "Other.", next: main}
-  end: {say: "Bye."}
-"""
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,8 @@ from jax_speechlm.inference.asr.ctc import Recognizer
 from tests.serving.service import encoded
 from tests.trained_tones import QUIET, RATE, speak, trained_run
 
-DECLARED = """
+LETTERS = """
 start: main
-timeout: {seconds: 2, say: "Are you there?", most: 1, end: "Nobody is there."}
 phrases:
   "yes": [ab ca]
   "no": [ba cb]
@@ -33,11 +32,13 @@ nodes:
   end: {say: "Bye."}
 """
 
+TIMEOUT = 'timeout: {seconds: 2, say: "Are you there?", most: 1, end: "Nobody is there."}\n'
+
 
 def letters(folder: Path) -> ServedDialogue:
     """Returns the dialogue, whose file is written to a folder."""
     file = folder / "letters.yaml"
-    file.write_text(DECLARED)
+    file.write_text(LETTERS + TIMEOUT)
     # Threshold 0: to a browser's noise suppression tones are noise, so that the recognizer is less sure of them.
     return ServedDialogue(Script.load(file), SpeechUnderstanding(Recognizer.load(trained_run()), threshold=0.0))
 

@@ -39,7 +39,7 @@ def chat(
     address: OmitArgPrefixes[Address] = Address(),  # noqa: B008  frozen
     limits: OmitArgPrefixes[ConversationLimits] = ConversationLimits(),  # noqa: B008  frozen
 ) -> None:
-    """Holds a dialogue that is declared in a YAML file; prints what it says, and at the end what was completed.
+    """Runs a dialogue that is declared in a YAML file; prints its replies, and the completed tasks at the end.
 
     With --serve many hold it at a time: on a page with a microphone, over HTTP and over Wyoming.
 

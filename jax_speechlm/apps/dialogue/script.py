@@ -199,7 +199,7 @@ class Script:
         return _BEFORE_PUNCTUATION.sub(r"\1", " ".join(said.split()))
 
     def graph(self) -> str:
-        """Draws the dialogue as a Mermaid graph: what is said, and what leads where."""
+        """Draws the dialogue as a Mermaid graph of its replies and choices."""
         lines = ["flowchart TD"]
         names = {name: f"n{number}" for number, name in enumerate(self.declared.nodes)}
         for name, node in self.declared.nodes.items():
