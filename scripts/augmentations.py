@@ -6,7 +6,6 @@ continues. Several processes share the runs.
 """
 
 import os
-import statistics
 import sys
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # hides TensorFlow's message
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # unused here; it prints a message
 
 import tyro
+from over_seeds import mean_cell
 from rich.console import Console
 from rich.table import Table
 from run_queue import RunQueue, Task, train_to_end
@@ -86,8 +86,7 @@ def main(
 
 
 def _cell(folders: list[Path]) -> str:
-    rates = [100 * EvaluationReport.load(folder / "report.json").wer.rate for folder in folders]
-    return f"{statistics.mean(rates):.1f} ({', '.join(f'{rate:.1f}' for rate in rates)})"
+    return mean_cell([100 * EvaluationReport.load(folder / "report.json").wer.rate for folder in folders])
 
 
 if __name__ == "__main__":

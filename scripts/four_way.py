@@ -10,7 +10,6 @@ command continues. Several processes share the runs, for example one on each cor
 
 import itertools
 import os
-import statistics
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -22,10 +21,10 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # unused here; it prints a 
 
 import numpy as np
 import tyro
+from over_seeds import gain_cell, mean_cell
 from rich.console import Console
 from rich.table import Table
 from run_queue import RunQueue, Task, train_to_end
-from scipy import stats
 
 from data_pipelines.core.errors import DataError
 from jax_speechlm.evaluation.recognition import evaluate_run
@@ -141,8 +140,7 @@ def _table(four_way: FourWay, seeds: Sequence[int]) -> Table:
         cells = []
         for test_set in TEST_SETS:
             for rates in zip(*(four_way.errors(f"{route}-{arm}-{seed}", test_set) for seed in seeds), strict=True):
-                alone = f"  ({', '.join(f'{rate:.1f}' for rate in rates)})" if len(rates) > 1 else ""
-                cells.append(f"{statistics.mean(rates):.1f}{alone}")
+                cells.append(mean_cell(rates))
         table.add_row(ROUTES[route], arm, *cells)
     return table
 
@@ -157,10 +155,7 @@ def _gains(four_way: FourWay, seeds: Sequence[int]) -> Table:
         cells = []
         for test_set in TEST_SETS:
             gains = np.array([_gain(four_way, route, arm, test_set, seed) for seed in seeds])  # [seeds, (WER, CER)]
-            half = stats.t.ppf(0.975, len(seeds) - 1) * stats.sem(gains)
-            cells += [
-                f"{gain:+.1f} [{gain - h:+.1f}, {gain + h:+.1f}]" for gain, h in zip(gains.mean(0), half, strict=True)
-            ]
+            cells += map(gain_cell, gains.T)
         table.add_row(ROUTES[route], arm, *cells)
     return table
 
