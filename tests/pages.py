@@ -14,11 +14,15 @@ def read(name: str) -> str:
 
 def blocks(page: str, language: str) -> list[str]:
     """The texts of a page's blocks in a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    fenced = re.findall(r"^ *```(\w*)\n(.*?)^ *```$", page, re.MULTILINE | re.DOTALL)
+    return [text for of, text in fenced if of == language]
 
 
 def commands(page: str, program: str = "jax-speechlm") -> list[list[str]]:
-    """The command lines of a program in a page's shell blocks, in words, without the program."""
-    lines = "".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
-    found = [re.sub(r"^(\w+=\S+ )+", "", line) for line in lines]  # without settings of the environment
-    return [words[1:] for words in (shlex.split(line, comments=True) for line in found) if words[:1] == [program]]
+    """The command lines of a program in a page's shell blocks and plain ones, in words, without the program.
+
+    Settings of the environment before it and what its output goes to are left out, and synopses.
+    """
+    text = "".join([*blocks(page, "bash"), *blocks(page, "")]).replace("\\\n", " ")
+    found = re.findall(rf"^\s*(?:\w+=\S+ )*{program} (?!.*\[--)(.*?)(?:\s[>|].*)?$", text, re.MULTILINE)
+    return [shlex.split(line, comments=True) for line in found]

@@ -33,7 +33,7 @@ def check_streams(config: EncoderConfig) -> None:
     if isinstance(config, FastConformerConfig) and not config.causal:
         raise ValueError(
             "model.causal is False, so the convolutions of the FastConformer look ahead: train with "
-            "--model.causal true --model.chunk-lengths 2 4 --model.left-context 32"
+            "--model.causal True --model.chunk-lengths 2 4 --model.left-context 32"
         )
     if not config.chunk_lengths:
         raise ValueError(

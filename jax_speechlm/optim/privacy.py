@@ -38,7 +38,7 @@ class Privacy(Config):
         if data.kind != "speech":
             reason = "takes utterances as examples: train on speech alone"
         elif data.packed:
-            reason = "clips the gradient of each row, which has to be one utterance: set --data.packed false"
+            reason = "clips the gradient of each row, which has to be one utterance: set --data.packed False"
         elif data.joined:
             reason = "takes each utterance once in an epoch: set --data.joined 0"
         elif objective.couples_rows:

@@ -118,7 +118,7 @@ def plan_speech(
     if data.max_crop:
         raise ValueError(
             f"data.max_crop is {data.max_crop:g}, and packed rows have hardly any padding that crops could save: set "
-            "--data.max-crop 0, or --data.packed false"
+            "--data.max-crop 0, or --data.packed False"
         )
     rows = {"row_seconds": data.row_seconds, "max_utterances": data.max_utterances}
     rows |= {"added_tokens": experiment.objective.added_tokens(tokenizer)}

@@ -16,15 +16,20 @@ from jax_speechlm import cli
 from jax_speechlm.apps.tutoring import run as tutoring
 from jax_speechlm.cli import by_task, units, words
 from jax_speechlm.cli.commands import COMMANDS
-from jax_speechlm.tasks import TASKS
+from jax_speechlm.recipes import registry
+from jax_speechlm.tasks import TASKS, task_of
 from tests import pages
 from tests.trained_tones import speak, trained_run
 
-LAUNCHING = Path(__file__).parents[2] / "docs" / "launching.md"
+DOCS = Path(__file__).parents[2] / "docs"
+LAUNCHING = DOCS / "launching.md"
+PAGES = ["../README.md", *sorted(page.name for page in DOCS.glob("*.md") if page.name != "extending.md")]
+"""All but the one whose test runs its commands on a recipe of its own."""
 TASK_OF_RUN = {
     **{"runs/finetune": "ctc", "runs/pretrain": "best_rq", "runs/voice": "tts", "runs/minilm": "masked_lm"},
     **{"runs/lm": "causal_lm", "runs/units": "unit_lm", "runs/digits": "classification"},
     **{"runs/debian_unit_lm": "unit_lm", "runs/codec_lm": "unit_lm", "runs/codec": "codec", "runs/unit_voice": "tts"},
+    **{"runs/qwen3": "causal_lm", "runs/vocos": "vocoder"},
     **{"runs/debian_speech_lm": "speech_lm", "runs/sources": "classification", "runs/squad": "question_answering"},
 }
 """What the examples call the runs of tasks."""
@@ -80,13 +85,28 @@ def test_an_example_parses(example, parsing):
         cli.main(argv)
 
 
-@pytest.mark.parametrize("page", ["../README.md", "guide.md", "tuning.md", "librispeech_gpu.md"])
-def test_the_commands_of_a_page_parse(page, parsing):
-    lines = pages.commands(pages.read(page))
-    assert len(lines) > 4
-    for argv in lines:
+@pytest.mark.parametrize("page", PAGES)
+def test_the_commands_of_a_page_parse(page, parsing, monkeypatch):
+    text = re.sub(r"\"\$\(od .*?\)\"|\$\{?seed\}?", "1", pages.read(page))  # what a shell computes
+    tasks = dict(TASK_OF_RUN)
+    monkeypatch.setattr(by_task, "task_of_run", lambda run: TASKS[tasks.get(run, "ctc")])
+    for argv in pages.commands(text):
+        config = option(argv, "--config")
+        if "/config.json" in config:  # of a run
+            Path(config).parent.mkdir(parents=True, exist_ok=True)
+            Path(config).write_text(registry.load("four_way/ctc").model_dump_json())
+        elif config == "mine.py":
+            Path(config).write_text("from jax_speechlm.recipes.demo.finetune import config")
+        elif config:
+            run = option(argv, "--run-dir") or f"runs/{config.replace('/', '_')}"
+            tasks[run] = task_of(registry.load(config).objective).name
         with pytest.raises(Parsed):
             cli.main(argv)
+
+
+def option(argv: list[str], name: str) -> str:
+    """The value of an option, "" if it is not there."""
+    return argv[argv.index(name) + 1] if name in argv else ""
 
 
 @pytest.mark.parametrize("name", COMMANDS)

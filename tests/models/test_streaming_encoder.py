@@ -114,7 +114,7 @@ def test_streams_of_a_batch_join_and_leave_without_changing_each_other():
             r"model.kind is whisper_encoder, which encodes whole.*train a conformer",
         ),
         (Wav2Vec2EncoderConfig(), r"model.kind is wav2vec2_encoder, which encodes whole"),
-        (FastConformerConfig(), r"model.causal is False.*look ahead: train with --model.causal true"),
+        (FastConformerConfig(), r"model.causal is False.*look ahead: train with --model.causal True"),
     ],
 )
 def test_what_cannot_stream_names_the_setting_and_what_to_train(config, message):

@@ -150,7 +150,7 @@ def test_the_accountant_of_samples_agrees_with_both_ends():
 @pytest.mark.parametrize(
     ("objective", "changes", "message"),
     [
-        ("ctc", {}, "--data.packed false"),
+        ("ctc", {}, "--data.packed False"),
         ("ctc", {"joined": 0.5, "packed": False}, "--data.joined 0"),
         ("wav2vec2", {"packed": False}, "needs a loss that is a sum over examples"),
     ],

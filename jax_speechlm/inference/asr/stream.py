@@ -70,7 +70,7 @@ class StreamingProgram:
             if self.run.experiment.model.lead_vectors and self.run.experiment.frontend.mel.normalize:
                 raise ValueError(
                     "model.causal reads vectors before the first, which would shift a running mean: train with "
-                    "--frontend.mel.normalize false"
+                    "--frontend.mel.normalize False"
                 )
         except ValueError as error:
             raise CheckpointError(f"{self.run.checkpoint}: was not trained to stream: {error}") from error
