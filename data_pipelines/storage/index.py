@@ -211,11 +211,11 @@ def read_sets(data_dir: os.PathLike | str, names: Sequence[str], split: str, sam
     return index
 
 
-def sample_texts(index: Index, max_characters: int, seed: int = 0) -> list[str]:
+def sample_texts(index: Index, max_characters: int, column: str = "text", seed: int = 0) -> list[str]:
     """Returns texts of an index in row order: all, or random rows (without replacement) up to about
     `max_characters`.
     """
-    texts = index.column("text")
+    texts = index.column(column)
     total = pc.sum(pc.utf8_length(texts)).as_py() or 0
     if total <= max_characters:
         return texts.to_pylist()

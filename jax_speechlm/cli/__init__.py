@@ -1,5 +1,6 @@
 """Entry point of `jax-speechlm COMMAND`; each command calls a function that can also be used from Python."""
 
+import difflib
 import importlib.metadata
 import logging
 import os
@@ -27,7 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     command = COMMANDS.get(OLD_COMMANDS.get(argv[0], argv[0]))
     if command is None:
-        print(f"jax-speechlm has no command {argv[0]!r}.\n\n{_help()}", file=sys.stderr)
+        near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        print(f"jax-speechlm has no command {argv[0]!r}.{hint} jax-speechlm --help lists all.", file=sys.stderr)
         return exit_status.WRONG_COMMAND_LINE
     if repeated := repeated_option(argv[1:]):
         print(f"{repeated} is given twice; several values follow one option: {repeated} A B", file=sys.stderr)

@@ -6,12 +6,16 @@ from data_pipelines.batching.packing import TextPlan
 from data_pipelines.batching.plan import SpeechPlan, hours
 from data_pipelines.batching.rows import RowPlan
 from data_pipelines.core.errors import DataError
+from data_pipelines.storage.index import sample_texts
+from data_pipelines.tokenizers.base import find_unknown
 from jax_speechlm.optim.optimizers import WSD, Optimizer
 from jax_speechlm.recipes.experiment import Data, Experiment, Mixture, Speech, WordPairs
-from jax_speechlm.training.source import BatchSource
+from jax_speechlm.training.source import BatchSource, SpeechSource
 
 NOTABLE_SHARE = 0.1
 """Smallest share of the audio, or of the tokens, whose omission causes a warning."""
+
+_SAMPLED_CHARACTERS = 200_000  # of transcripts
 
 
 def concerns(experiment: Experiment, source: BatchSource) -> tuple[str, ...]:
@@ -27,8 +31,10 @@ def concerns(experiment: Experiment, source: BatchSource) -> tuple[str, ...]:
         parts = zip(experiment.data.streams, source.parts.values(), strict=True)
         for number, (stream, part) in enumerate(parts):
             warnings += _of_data(stream.data, part, f"--data.streams.{number}.data")
+            warnings += _of_texts(part)
     else:
         warnings += _of_data(experiment.data, source, "--data")
+        warnings += _of_texts(source)
     return tuple(warnings)
 
 
@@ -75,6 +81,17 @@ def _of_data(data: Data, source: BatchSource, option: str) -> Iterator[str]:
                 f"{use} leaves out {plan.cut_off_share:.0%} of the tokens, in {plan.num_cut:,} documents that are cut "
                 f"off after {plan.context} positions: raise {option}.context to keep them"
             )
+
+
+def _of_texts(source: BatchSource) -> Iterator[str]:
+    """Yields warnings about transcripts with characters that the tokenizer does not know, in a sample of them."""
+    if not isinstance(source, SpeechSource) or source.tokenizer is None or source.unit_texts[0] is not None:
+        return
+    for use, index in (("training", source.train), ("validation", source.dev)):
+        if index is not None:
+            texts = sample_texts(index, _SAMPLED_CHARACTERS, source.text_column)
+            if (lost := find_unknown(source.tokenizer, texts)).characters:
+                yield f"{use}: {lost}"
 
 
 def _drops(data: Speech, plan: SpeechPlan, option: str) -> str:

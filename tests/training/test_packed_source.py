@@ -84,7 +84,7 @@ def test_utterances_keep_the_gap_of_the_front_end(data_dir):
 
 def test_crops_are_refused_and_the_remedy_is_named(data_dir):
     experiment = packed(data_dir, "best_rq", max_crop=0.15)
-    with pytest.raises(ValueError, match=r"data\.max_crop is 0\.15.*--data\.max-crop 0, or --data\.packed false"):
+    with pytest.raises(ValueError, match=r"data\.max_crop is 0\.15.*--data\.max-crop 0, or --data\.packed False"):
         plan_speech(experiment, np.array(LENGTHS), None)
 
 
@@ -132,3 +132,15 @@ def test_settings_of_runs_before_packed_rows_keep_their_buckets():
         del stored[added]
     assert not Speech.from_json(json.dumps(stored)).packed
     assert Speech.from_json('{"sets": ["noise"]}').packed
+
+
+def test_characters_that_the_tokenizer_does_not_know_are_named(tmp_path):
+    clips = [(noise(number, 16_000), text) for number, text in enumerate(("ab ba", "a€b", "b"))]
+    write_prepared(tmp_path / "signs", {"train": clips, "dev": clips[:1]})
+    CharTokenizer("ab ").save(tmp_path / "tokenizer")
+    experiment = packed(tmp_path, sets=("signs",), tokenizer=str(tmp_path / "tokenizer"))
+    lost = [text for text in concerns(experiment, open_source(experiment)) if "lose" in text]
+    assert len(lost) == 1
+    assert lost[0].startswith("training: 1 of 3 texts lose characters that the tokenizer does not know: '€' (U+20AC)")
+    known = packed(tmp_path, sets=("signs",), tokenizer=None)
+    assert not any("lose" in text for text in concerns(known, open_source(known)))
