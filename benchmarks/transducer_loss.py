@@ -5,7 +5,8 @@
 All begin with the outputs of encoder and predictor and end with the gradients of these and of the output layer. RNN-T
 is compared with torchaudio's loss, on the logits of all nodes too, where torch and torchaudio are installed. The values
 have to agree. torchaudio's wheels on PyPI are built for CUDA: beside a CPU build of torch its library loads once
-libtorch_cuda.so and libc10_cuda.so with the six functions that it names are in LD_LIBRARY_PATH, empty ones suffice.
+libtorch_cuda.so and libc10_cuda.so with the functions that it names (empty ones suffice) and libcudart.so (of the
+package nvidia-cuda-runtime) are in LD_LIBRARY_PATH.
 """
 
 import argparse
