@@ -1,9 +1,10 @@
 r"""Does pretraining make a voice of twenty minutes intelligible? Voices of asterisk-en from four starts, over seeds.
 
-The voice is that of `demo/voice`. It starts from random parameters; from a decoder that restored masked spectrograms of
-queen-en, other voices without their texts; from a model of five voices in five languages; or it reads the hidden states
-of a frozen character LM of prose. Each pretraining runs once, the voices with every seed. Speech by Griffin and Lim's
-algorithm, the test split. Stop it at any time; the same command continues. Several processes share the runs.
+The voice is that of `demo/voice`. It starts from random parameters, also with twice the steps; from a decoder that
+restored masked spectrograms of queen-en, other voices without their texts; from a model of five voices in five
+languages; or it reads the hidden states of a frozen character LM of prose. Each pretraining runs once, the voices with
+every seed. Speech by Griffin and Lim's algorithm, the test split. Stop it at any time; the same command continues.
+Several processes share the runs.
 
     jax-speechlm prepare asterisk-en asterisk-es asterisk-fr asterisk-it asterisk-ru queen-en
     jax-speechlm prepare spoken-en --debian text-en --steps unicode sentences spoken exact \
@@ -38,8 +39,8 @@ from jax_speechlm.recipes.experiment import Experiment, InitFrom
 from jax_speechlm.training.checkpoints import CheckpointError
 from jax_speechlm.training.loop import TrainingStopped
 
-ARMS = {"random": None, "decoder": "decoder", "languages": "voices", "text_lm": "lm"}
-"""The run that each kind of voice starts from."""
+ARMS = {"random": None, "longer": None, "decoder": "decoder", "languages": "voices", "text_lm": "lm"}
+"""The run that each kind of voice starts from; "longer" has as many steps as "languages" and its start together."""
 
 COLUMNS = ("WER whisper", "CER whisper", "MCD", "log F0", "voicing error")
 
@@ -59,7 +60,7 @@ class VoicePretraining:
         return tasks
 
     def report(self, name: str) -> SynthesisReport:
-        return SynthesisReport.load(self.runs / name / "eval" / "report.json")
+        return SynthesisReport.from_json((self.runs / name / "eval" / "report.json").read_bytes())
 
     def _pretrain(self, name: str, run: Path) -> None:
         voice = registry.load("demo/voice")
@@ -89,7 +90,8 @@ class VoicePretraining:
             voice = voice.replace(init_from=(InitFrom(checkpoint=str(self.runs / start), groups=groups),))
         if arm in ("languages", "text_lm"):  # their characters are those of the run before
             voice = voice.replace(data=voice.data.replace(tokenizer=str(self.runs / start)))
-        train_to_end(self._ours(voice).replace(seed=seed), run)
+        voice = self._ours(voice).replace(seed=seed)
+        train_to_end(voice.replace(num_steps=2 * voice.num_steps) if arm == "longer" else voice, run)
         evaluate_run(run, ("asterisk-en",), settings=self.judges, data_dir=self.data_dir, out=run / "eval")
 
     def _of_five(self, voice: Experiment) -> Experiment:

@@ -47,6 +47,7 @@ def test_voices_differ_by_their_start(monkeypatch, tmp_path, seed):
         changed = [line for line in differences(random, own) if not line.startswith(names or ("init_from",))]
         assert all(line.startswith(("model.text_lm", "optimizer.frozen")) for line in changed), (arm, changed)
         assert bool(changed) == (arm == "text_lm")
+    assert runs[f"longer-{seed}"] == random.replace(num_steps=2 * random.num_steps)
     assert runs["voices"].data.sets != random.data.sets
     assert runs["decoder"].data.sets == ("queen-en",)
 
