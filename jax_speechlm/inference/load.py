@@ -322,7 +322,8 @@ def _check_decoding(task: Task, decoding: Decoding) -> None:
         raise ValueError(
             f"warps are for runs that were trained by ctc, and this one was by {task.name}: leave them out"
         )
-    of_decoders = {name: getattr(decoding, name) for name in ("ctc_weight", "prompt", "condition_on_previous")}
+    names = "ctc_weight", "timestamps", "prompt", "condition_on_previous"
+    of_decoders = {name: getattr(decoding, name) for name in names}
     given = [name for name, value in of_decoders.items() if value not in (None, False)]
     if given and predictor is not AttentionRecognizer:
         raise ValueError(

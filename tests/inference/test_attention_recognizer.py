@@ -74,5 +74,7 @@ def test_settings_that_do_not_fit_are_named(run):
         Decoding(ctc_weight=0.5)
     with pytest.raises(ValueError, match="ctc_weight is for runs that were trained by aed"):
         open_transcriber(trained_run(), BY_CTC)
+    with pytest.raises(ValueError, match="timestamps is for runs that were trained by aed"):
+        open_transcriber(trained_run(), Decoding(timestamps=True))
     with pytest.raises(CheckpointError):
         open_transcriber(run.parent / "none")

@@ -50,8 +50,8 @@ class Decoding(Config):
         trained by aed with one; by default that of its training.
       warps: factors of frequency, of which each utterance gets the one whose best path is likeliest (VTLN): 0.9 0.95 1
         1.05 1.1. Of runs that were trained by ctc on the features of Kaldi.
-      timestamps: whether a Whisper predicts times in its texts, at which segments then begin and end. Runs that were
-        trained by ctc have the times of words without it.
+      timestamps: whether a Whisper predicts times in its texts, at which segments then begin and end. Other runs
+        have the times of words without it.
       prompt: text that a Whisper reads before each window, such as names that occur, as they are to be written.
       condition_on_previous: whether a Whisper reads the text before each window of a recording too.
     """
