@@ -8,7 +8,9 @@ jax-speechlm export runs/codec --out exported/codec
 
 One codebook of 512 codes, 450 bits a second; parts of a second, by the distances of spectra alone.
 
-Result: not yet measured
+`--num-steps 1000` took 33 minutes of 2 cores beside other work, seed 0; 263 codes are used.
+
+Result: copies of asterisk-en test, 1,000 steps: WER 312.8 % [163.7, 513.0], MCD 6.90 dB [6.74, 7.04]
 """
 
 from jax_speechlm.frontend.frontend import FrontEnd

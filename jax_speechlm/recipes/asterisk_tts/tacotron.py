@@ -8,7 +8,10 @@ jax-speechlm eval runs/asterisk_tacotron --sets asterisk-en
 at convergence (Chung et al. 2018), and asterisk-en has 20. One utterance a row, because a packed row would run its
 steps one after the other.
 
-Result: not yet measured
+`--num-steps 500 --optimizer.schedule.warmup-steps 60` took 37 minutes of 2 cores beside other work,
+seed 0. By Griffin-Lim; above 100 % Whisper invents words.
+
+Result: asterisk-en test, 500 steps: WER 209.8 % [113.7, 413.3], MCD 8.53 dB [8.30, 8.81]
 """
 
 from jax_speechlm.models.tts.tacotron import TacotronConfig
