@@ -21,8 +21,15 @@ def blocks(page: str, language: str) -> list[str]:
 def commands(page: str, program: str = "jax-speechlm") -> list[list[str]]:
     """The command lines of a program in a page's shell blocks and plain ones, in words, without the program.
 
-    Settings of the environment before it and what its output goes to are left out, and synopses.
+    Variables of the shell have their values. Settings of the environment before it and what its output goes to are left
+    out, and synopses.
     """
     text = "".join([*blocks(page, "bash"), *blocks(page, "")]).replace("\\\n", " ")
-    found = re.findall(rf"^\s*(?:\w+=\S+ )*{program} (?!.*\[--)(.*?)(?:\s[>|].*)?$", text, re.MULTILINE)
-    return [shlex.split(line, comments=True) for line in found]
+    variables, found = {}, []
+    for line in text.splitlines():
+        line = re.sub(r"\$(\w+)", lambda match: variables.get(match[1], match[0]), line)
+        if assigned := re.fullmatch(r'(\w+)="(.*)"', line):
+            variables[assigned[1]] = assigned[2]
+        elif command := re.match(rf"\s*(?:\w+=\S+ )*{program} (?!.*\[--)(.*?)(?:\s[>|].*)?$", line):
+            found.append(shlex.split(command[1], comments=True))
+    return found
