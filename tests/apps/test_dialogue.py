@@ -12,10 +12,10 @@ import yaml
 
 from data_pipelines.audio.turns import next_turn
 from data_pipelines.core.errors import DataError
+from jax_speechlm.apps.commands.understanding import SpeechUnderstanding, of_text
 from jax_speechlm.apps.dialogue.script import Script
 from jax_speechlm.apps.dialogue.session import Session
 from jax_speechlm.apps.dialogue.trial import Trial, load_conversations
-from jax_speechlm.apps.dialogue.understanding import SpeechUnderstanding, of_text, reply_to
 from jax_speechlm.cli import main
 from jax_speechlm.inference.asr.ctc import Recognizer
 from tests.serving.served_dialogues import LETTERS
@@ -45,9 +45,9 @@ def test_a_conversation_goes_on_from_its_state():
         stored = Session.from_json(script, kept.to_json())
         for turn in conversation.turns:
             meaning = None if turn.silence else of_text(turn.user, kept.expected)
-            reply = reply_to(kept, meaning)
+            reply = kept.reply_to(meaning)
             stored = Session.from_json(script, stored.to_json())
-            assert reply_to(stored, meaning) == reply
+            assert stored.reply_to(meaning) == reply
             assert stored.to_json() == kept.to_json()
 
 
@@ -122,7 +122,7 @@ def test_what_is_said_is_never_executed():
     for said in ("{{ 7 * 7 }} latte", "${jndi:ldap://x} latte", "{coffeeDrink}", "<drink>", "$(reboot)"):
         session = Session(script)
         session.start()
-        reply = reply_to(session, of_text(said, session.expected))
+        reply = session.reply_to(of_text(said, session.expected))
         assert "49" not in reply
         assert set(session.slots.values()) <= {"latte"}
 

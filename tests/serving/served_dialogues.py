@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
+from jax_speechlm.apps.commands.understanding import SpeechUnderstanding
 from jax_speechlm.apps.dialogue.script import Script
 from jax_speechlm.apps.dialogue.serve import ServedDialogue
-from jax_speechlm.apps.dialogue.understanding import SpeechUnderstanding
 from jax_speechlm.inference.asr.ctc import Recognizer
 from tests.serving.service import encoded
 from tests.trained_tones import QUIET, RATE, speak, trained_run

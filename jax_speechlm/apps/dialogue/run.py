@@ -12,12 +12,13 @@ from data_pipelines.audio import microphone as microphones
 from data_pipelines.audio.player import find_player, play_sound
 from data_pipelines.audio.turns import next_turn
 from data_pipelines.core.errors import DataError
+from jax_speechlm.apps.commands.understanding import Meaning, SpeechUnderstanding, of_text
 from jax_speechlm.apps.dialogue.script import Script
 from jax_speechlm.apps.dialogue.session import Session
 from jax_speechlm.apps.dialogue.trial import Trial, load_conversations
-from jax_speechlm.apps.dialogue.understanding import Meaning, SpeechUnderstanding, of_text, reply_to
 from jax_speechlm.evaluation.conversations import TrialReport
-from jax_speechlm.inference.load import open_transcriber
+from jax_speechlm.inference.lm.phrasing import PROMPT, Phrasing
+from jax_speechlm.inference.load import load, open_transcriber
 from jax_speechlm.inference.synthesize import Synthesizer
 from jax_speechlm.inference.vocode import GRIFFIN_LIM
 from jax_speechlm.serving.settings import Address, ConversationLimits
@@ -31,6 +32,8 @@ def chat(
     vocoder: str = GRIFFIN_LIM,
     microphone: bool = False,
     threshold: float | None = None,
+    lm: Path | None = None,
+    lm_prompt: str = PROMPT,
     conversations: Path | None = None,
     user_voice: Path | None = None,
     out: Path | None = None,
@@ -50,6 +53,9 @@ def chat(
       vocoder: directory of the voice's vocoder's run, or griffin-lim.
       microphone: turns are spoken, to the default microphone; otherwise they are lines of text, an empty one a silence.
       threshold: confidence below which speech is not understood, as of `jax-speechlm commands`.
+      lm: a run that generates text, which may phrase the replies to turns as long as it names the same values and
+        numbers; without such a phrasing a reply stays as it is.
+      lm_prompt: what it continues, with the reply for "{reply}".
       conversations: holds scripted conversations instead, a YAML file or a shipped one (coffee_conversations,
         voicemail_conversations), and prints how many succeed; with --asr they are spoken.
       user_voice: a voice for the turns of scripted conversations without a recording; by default that of --tts.
@@ -67,6 +73,7 @@ def chat(
         raise ValueError("--serve takes its turns from a page: leave out --microphone and --conversations")
     if microphone and asr is None:
         raise ValueError("--microphone needs a run that transcribes: name one with --asr")
+    phrasing = None if lm is None else Phrasing(load(lm), lm_prompt)
     recognizer = None if asr is None else SpeechUnderstanding(open_transcriber(asr), threshold)
     voice = None if tts is None else Synthesizer.load(tts, vocoder)
     if conversations is not None:
@@ -81,15 +88,15 @@ def chat(
             from jax_speechlm.apps.dialogue import serve as service
         except ModuleNotFoundError as error:
             raise ValueError(f"{error.name} is missing: pip install 'jax_speechlm[serve]'") from error
-        service.serve(script, recognizer, voice, address, limits)
+        service.serve(script, recognizer, voice, phrasing, address, limits)
         return
     say = _speaker(voice)
     listen = _read if not microphone or recognizer is None else _listener(recognizer, script.declared.timeout.seconds)
-    session = Session(script)
+    session = Session(script, phrasing)
     say(session.start())
     try:
         while not session.is_over:
-            say(reply_to(session, listen(session)))
+            say(session.reply_to(listen(session)))
     except (EOFError, KeyboardInterrupt):
         print()
     for done in session.done:

@@ -198,6 +198,12 @@ class Script:
         said = _template(template).render(dict.fromkeys(self._slot_names, "") | dict(slots))
         return _BEFORE_PUNCTUATION.sub(r"\1", " ".join(said.split()))
 
+    @functools.cached_property
+    def values(self) -> frozenset[str]:
+        """The values of the grammar's lists, which replies name where slots have them."""
+        listed = (each for values in self.intents["lists"].values() for each in values.get("values", ()))
+        return frozenset(str(each["out"]) if isinstance(each, dict) else each for each in listed)
+
     def graph(self) -> str:
         """Draws the dialogue as a Mermaid graph of its replies and choices."""
         lines = ["flowchart TD"]

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.audio import turns
+from jax_speechlm.apps.commands.understanding import Meaning, SpeechUnderstanding, of_text
 from jax_speechlm.apps.dialogue.script import Script
 from jax_speechlm.apps.dialogue.session import Session
-from jax_speechlm.apps.dialogue.understanding import Meaning, SpeechUnderstanding, of_text, reply_to
+from jax_speechlm.inference.lm.phrasing import Phrasing
 from jax_speechlm.inference.segmentation import Samples, shapes
 from jax_speechlm.inference.synthesize import Synthesizer
 from jax_speechlm.serving.admission import Limits, Requests
@@ -25,8 +26,8 @@ from jax_speechlm.serving.transcription import ROUTES, Transcription
 class ServedSession(Session):
     """A conversation of a service."""
 
-    def __init__(self, script: Script, recognizer: SpeechUnderstanding | None):
-        super().__init__(script)
+    def __init__(self, script: Script, recognizer: SpeechUnderstanding | None, phrasing: Phrasing | None):
+        super().__init__(script, phrasing)
         self._recognizer = recognizer
 
     def understand(self, said: str | Samples) -> tuple[str, Meaning | None]:
@@ -39,7 +40,7 @@ class ServedSession(Session):
 
     def reply(self, meaning: Meaning | None) -> str:
         """Takes a turn, or a silence; returns the reply."""
-        return reply_to(self, meaning)
+        return self.reply_to(meaning)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +49,7 @@ class ServedDialogue:
 
     script: Script
     recognizer: SpeechUnderstanding | None = None
+    phrasing: Phrasing | None = None
 
     @property
     def name(self) -> str:
@@ -69,7 +71,7 @@ class ServedDialogue:
 
     def begin(self) -> ServedSession:
         """Returns a conversation before its start."""
-        return ServedSession(self.script, self.recognizer)
+        return ServedSession(self.script, self.recognizer, self.phrasing)
 
     def programs(self) -> Sequence[Callable[[], Any]]:
         """Returns calls that compile what turns run, by length."""
@@ -86,12 +88,13 @@ def serve(
     script: Script,
     recognizer: SpeechUnderstanding | None,
     voice: Synthesizer | None,
+    phrasing: Phrasing | None,
     address: Address,
     limits: ConversationLimits,
 ) -> None:
     """Serves a dialogue, the voice of its replies and, for Wyoming, the recognizer's transcripts, until Ctrl-C."""
     requests = Requests(Limits(max_requests=2 * limits.max_conversations))  # a turn and a reply of each
-    services: list[Service] = [Conversations(ServedDialogue(script, recognizer), requests, limits)]
+    services: list[Service] = [Conversations(ServedDialogue(script, recognizer, phrasing), requests, limits)]
     if voice is not None:
         services.append(Synthesis(voice, name_of(voice.checkpoint), requests))
     if recognizer is not None and address.wyoming_port is not None and recognizer.transcriber.task in ROUTES:

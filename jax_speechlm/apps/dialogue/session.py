@@ -10,6 +10,8 @@ from typing import Any
 import jax_speechlm.apps.dialogue.script as scripts
 from data_pipelines.core.errors import DataError
 from jax_speechlm.apps.commands.grammar import Grammar
+from jax_speechlm.apps.commands.understanding import Meaning
+from jax_speechlm.inference.lm.phrasing import Phrasing
 
 _COMPILING = threading.Lock()
 _FIELDS = ("node", "is_confirming", "slots", "offered", "question", "misunderstood", "silences", "ended", "done")
@@ -30,6 +32,9 @@ class Session:
     Nothing that is said is ever executed or filled in as text: a turn is one of the meanings that the grammar of the
     moment has, and slots have values of its lists.
 
+    Args:
+      phrasing: of the replies to turns; None leaves them as the script has them.
+
     Attributes:
       node: name of the present node.
       slots: values of the present form.
@@ -37,8 +42,8 @@ class Session:
       ended: why the conversation has ended: "complete", "silence" or "misunderstood"; "" while it goes on.
     """
 
-    def __init__(self, script: scripts.Script):
-        self.script = script
+    def __init__(self, script: scripts.Script, phrasing: Phrasing | None = None):
+        self.script, self.phrasing = script, phrasing
         self.node, self.is_confirming, self.slots = script.declared.start, False, dict[str, str]()
         self.offered: str | None = None
         self.question = ""
@@ -99,6 +104,11 @@ class Session:
             slots = {self.offered: node.slots[self.offered].offer[int(name)]}
         self.slots |= slots
         return self._go_on()
+
+    def reply_to(self, meaning: Meaning | None) -> str:
+        """Takes a turn, or silence; returns the reply, phrased by the language model if there is one."""
+        said = self.take_silence() if meaning is None else self.take(meaning.intent, meaning.slots)
+        return said if self.phrasing is None else self.phrasing.of(said, self.script.values)
 
     def state(self) -> dict[str, Any]:
         """Returns the state, as JSON has it."""

@@ -7,9 +7,9 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from data_pipelines.audio import decode
+from jax_speechlm.apps.commands.understanding import SpeechUnderstanding, of_text
 from jax_speechlm.apps.dialogue.script import SHIPPED, Script
 from jax_speechlm.apps.dialogue.session import Session
-from jax_speechlm.apps.dialogue.understanding import SpeechUnderstanding, of_text, reply_to
 from jax_speechlm.apps.yaml_file import YamlFile
 from jax_speechlm.evaluation import conversations
 from jax_speechlm.evaluation.conversations import Conversation, Conversations, Outcome, ScriptedTurn
@@ -64,7 +64,7 @@ class Trial:
 
         def answer(turn: ScriptedTurn, recording: Samples | None) -> tuple[str, bool]:
             meaning = typed if recording is None else self.recognizer.understand(recording, session.expected)
-            reply = reply_to(session, meaning)
+            reply = session.reply_to(meaning)
             if self.voice is not None and reply:
                 next(iter(self.voice.stream(reply)))
             return reply, recording is not None and meaning is not None and meaning[:2] == typed[:2]

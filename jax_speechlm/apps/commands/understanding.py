@@ -1,4 +1,4 @@
-"""What a turn of the user means: typed, or spoken to any run that transcribes."""
+"""What a text or speech means by a grammar: typed, or spoken to any run that transcribes."""
 
 import threading
 from typing import NamedTuple
@@ -6,7 +6,6 @@ from typing import NamedTuple
 from jax_speechlm.apps.commands.grammar import Grammar, normal
 from jax_speechlm.apps.commands.nearest import nearest_sentence
 from jax_speechlm.apps.commands.run import THRESHOLDS, CommandRecognizer
-from jax_speechlm.apps.dialogue.session import Session
 from jax_speechlm.inference.asr.base import Transcriber
 from jax_speechlm.inference.segmentation import Recording
 
@@ -68,8 +67,3 @@ class SpeechUnderstanding:
             return None
         kept = command.above(THRESHOLDS[recognizer.method] if self._threshold is None else self._threshold)
         return Meaning(kept.intent, kept.slots, command.text)
-
-
-def reply_to(session: Session, meaning: Meaning | None) -> str:
-    """Takes a turn, or silence; returns the reply."""
-    return session.take_silence() if meaning is None else session.take(meaning.intent, meaning.slots)
