@@ -1,6 +1,6 @@
 """Storing of documents as a prepared set of text. The documents are in the index itself:
 
-<set>/index/<split>.parquet  id, text, language, source, label, num_bytes (UTF-8)
+<set>/index/<split>.parquet  id, text, language, source, label, target, num_bytes (UTF-8)
 <set>/meta.json              description of the set; it exists once the set is complete
 <set>/report.json            counts of kept and dropped documents
 """
@@ -26,7 +26,7 @@ from data_pipelines.text.cleaning import Cleaning, clean
 from data_pipelines.text.documents import Document, TextSource
 from data_pipelines.text.normalize import split_key, split_order, text_split_of
 
-_STRINGS = ("id", "text", "language", "source", "label")
+_STRINGS = ("id", "text", "language", "source", "label", "target")
 _SCHEMA = pa.schema([(name, pa.large_string()) for name in _STRINGS] + [("num_bytes", pa.int64())])
 _ROW_GROUP = 8 * 2**20 + 1  # characters
 _MIN_READ = 1000  # the share of bad items is judged as if this number had been read: one bad first line stops nothing

@@ -1,7 +1,8 @@
 """A user's own text: .txt, .jsonl and .parquet files, found by glob patterns, plain or compressed.
 
 - `.txt`: a document is a line, a paragraph (ended by a blank line) or the file, as `unit` requests;
-- `.jsonl`: an object per line with `text`, and optionally `id`, `language`, `source`, `label`, `split`;
+- `.jsonl`: an object per line with `text`, and optionally `id`, `language`, `source`, `label`, `target`,
+  `split`;
 - `.parquet`: the same names as columns, read some thousand rows at a time.
 
 The names of the first two may also end in .gz, .bz2, .xz or .zst. The default id is the file and the number within it.
@@ -40,7 +41,7 @@ _OPENERS: dict[str, Callable[[Path], BinaryIO]] = {
     ".zst": lambda path: pa.CompressedInputStream(str(path), "zstd"),
 }
 _KINDS = (".txt", ".jsonl", ".parquet")
-_OPTIONAL = ("id", "language", "source", "label", "split")
+_OPTIONAL = ("id", "language", "source", "label", "target", "split")
 _SPLIT_NAME = re.compile(r"\w+", re.ASCII)
 _UNREADABLE = (OSError, EOFError, lzma.LZMAError, zlib.error, pa.ArrowException)
 

@@ -5,7 +5,8 @@ A prepared set is a folder:
     <set>/meta.json              description of the set: location of its records, a sha256 of each index file
     <set>/index/<split>.parquet  of speech, row i describes record i: id, num_samples, text, speaker, language,
                                  translation (English), age, gender, accent, intent, slots (JSON);
-                                 of text, row i is document i: id, text, language, source, label, num_bytes (UTF-8)
+                                 of text, row i is document i: id, text, language, source, label, target, num_bytes
+                                 (UTF-8)
     <set>/<tfds_dir>/            the records of speech, as TFDS writes them (ArrayRecord)
 
 An `Index` concatenates one split of one or more sets; the number of a row in it is the `example_id` of a batch. Columns
@@ -34,8 +35,8 @@ from data_pipelines.core.shuffle import derive_key, permute
 from data_pipelines.core.tokenizer import Tokenizer
 
 META = "meta.json"
-# Sets of speech by earlier versions lack some.
-_LATER_COLUMNS = ("translation", "age", "gender", "accent", "intent", "slots")
+# Sets by earlier versions lack some.
+_LATER_COLUMNS = ("translation", "age", "gender", "accent", "intent", "slots", "target")
 _STRING_COLUMNS = ("id", "text", "speaker", "language", *_LATER_COLUMNS, "source", "label")
 
 
@@ -89,6 +90,11 @@ class Part:
         with pq.ParquetFile(self.index_path, memory_map=True) as file:
             for batch in file.iter_batches(4096, columns=[column]):
                 yield from batch.column(0).to_pylist()
+
+    @property
+    def has_targets(self) -> bool:
+        """Whether documents may have a target."""
+        return "target" in pq.read_schema(self.index_path).names
 
     def _require(self, name: str) -> None:
         if name not in (known := pq.read_schema(self.index_path).names):

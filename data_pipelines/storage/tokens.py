@@ -1,11 +1,12 @@
 """Token ids of prepared text, concatenated; made once for each index and tokenizer.
 
 Files next to `index/<split>.parquet`: `<split>.<index>-<tokenizer>.ids`, the ids of all documents end to end as native
-uint16 (uint32 for vocabularies over 65,536), and `....ends.npy`, int64 [rows], where each document ends.
+uint16 (uint32 for vocabularies of 65,536 or more), and `....ends.npy`, int64 [rows], where each document ends.
 """
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -76,6 +77,8 @@ class TokenStore:
 def open_tokens(index: Index, tokenizer: Tokenizer, *, num_threads: int | None = None) -> TokenStore:
     """Opens the tokens of an index; encodes its texts unless they are encoded already.
 
+    A document with a target is its text, the id after the tokenizer's last (`Vocabulary.boundary`), and its target.
+
     New files are kept next to the index, or in this process only if that folder cannot be written.
 
     Args:
@@ -85,11 +88,16 @@ def open_tokens(index: Index, tokenizer: Tokenizer, *, num_threads: int | None =
       DataError: the disk is full.
     """
     num_threads = num_threads or os.cpu_count() or 1
-    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
+    boundary = tokenizer.vocab_size
+    dtype = np.dtype(np.uint16 if boundary < 2**16 else np.uint32)
 
     def encode(part: Part) -> Iterator[list[int]]:
+        targets = part.texts("target") if part.has_targets else itertools.repeat("")
         for texts in group_by_size(part.texts(), len, _CHUNK_CHARACTERS):
-            yield from tokenizer.encode_batch(texts, num_threads)
+            asked = list(itertools.islice(targets, len(texts)))
+            answers = iter(tokenizer.encode_batch([target for target in asked if target], num_threads))
+            for ids, target in zip(tokenizer.encode_batch(texts, num_threads), asked, strict=True):
+                yield [*ids, boundary, *next(answers)] if target else ids
 
     return open_documents(index, tokenizer.fingerprint, dtype, encode)
 

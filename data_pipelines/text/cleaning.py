@@ -63,7 +63,7 @@ class Cleaning:
         length: drops documents outside `min_characters` to `max_characters`.
         exact: drops copies of earlier documents.
         near: drops documents that share `similarity` of their five-word shingles with an earlier one.
-        sentences: makes every sentence a document.
+        sentences: makes every sentence a document; refuses documents with a target.
         personal: replaces addresses and numbers that identify persons, by `text.personal_data.scrub`.
         spoken: converts lines to their spoken form: lower case, numbers in words, no punctuation; drops lines with a
           number or sign without a known spoken form. After `sentences`, the result is like transcripts.
@@ -202,7 +202,8 @@ def _filter_exact(items: Items) -> Iterator[Document | Dropped]:
     seen: set[bytes] = set()
     for item in items:
         if isinstance(item, Document):
-            digest = hashlib.blake2b(item.text.encode(), digest_size=16).digest()
+            both = f"{item.text}\0{item.target}" if item.target else item.text
+            digest = hashlib.blake2b(both.encode(), digest_size=16).digest()
             if digest in seen:
                 item = Dropped(item.id, "copy of an earlier document")
             else:
@@ -229,6 +230,11 @@ def _split_sentences(items: Items) -> Iterator[Document | Dropped]:
         if isinstance(item, Dropped):
             yield item
             continue
+        if item.target:
+            raise DataError(
+                f"{item.id}: --steps sentences divides documents, and this one has a target, which is of the whole: "
+                "leave the step out"
+            )
         for number, sentence in enumerate(split_sentences(item.text)):
             yield dataclasses.replace(item, id=f"{item.id}#{number}", text=sentence)
 
@@ -329,6 +335,9 @@ def _take_out(held_out: "_HeldOut", items: Items) -> Iterator[Document | Dropped
     for item in items:
         if isinstance(item, Dropped):
             yield item
+            continue
+        if item.target and held_out.lines(item.target.split("\n"), ""):
+            yield Dropped(item.id, "target with a held-out sentence", detail=item.target[:200])
             continue
         lines = item.text.split("\n")
         held = held_out.lines(lines, item.language)

@@ -20,7 +20,7 @@ from jax_speechlm.models.whisper import FeedForward
 from jax_speechlm.nn.attention.dot import Kernel, attend, masked_attention
 from jax_speechlm.nn.attention.multi_head import MultiHeadMaps, source_attention, source_weights, weighted_values
 from jax_speechlm.nn.functional import Remat, parameter, scan_layers, stack
-from jax_speechlm.nn.layers import FrameKeys, LayerNorm, dropout, split_keys
+from jax_speechlm.nn.layers import FrameKeys, Keys, LayerNorm, dropout, split_keys
 from jax_speechlm.parallel import sequence
 from jax_speechlm.parallel.mesh import shard_batch_dim
 
@@ -99,7 +99,7 @@ class DecoderLayer(nnx.Module):
         x: Float[Array, "batch time dim"],
         mix: Callable[..., tuple[Array, Any]],
         read: Callable[[Array], tuple[Array, Any]],
-        keys: FrameKeys | None,
+        keys: Keys | FrameKeys | None,
     ) -> tuple[Float[Array, "batch time dim"], Any, Any]:
         """Runs the layer.
 
@@ -144,14 +144,14 @@ class AttentionDecoder(nnx.Module):
         segment_BxT: Int[Array, "batch tokens"],
         position_BxT: Int[Array, "batch tokens"],
         source: Source,
-        keys: FrameKeys | None = None,
+        keys: Keys | FrameKeys | None = None,
     ) -> Float[Array, "batch tokens dim"]:
         """Encodes packed rows of tokens.
 
         Args:
           segment_BxT: utterance of each token, from 1; 0 for padding.
           position_BxT: index of a token in its segment.
-          keys: for dropout, or None for evaluation.
+          keys: for dropout, of each row or of each segment; None for evaluation.
 
         Returns:
           float32 hidden states after the final norm, 0 at padding.
@@ -192,7 +192,7 @@ class AttentionDecoder(nnx.Module):
         segment_BxT: Array,
         position_BxT: Array,
         source: Source,
-        keys: FrameKeys | None,
+        keys: Keys | FrameKeys | None,
         read: Callable[..., tuple[Array, Any]],
         remat: Remat,
         *inputs_L: Array,
@@ -206,16 +206,17 @@ class AttentionDecoder(nnx.Module):
         Returns:
           The hidden states, and the outputs of `read` by layer.
         """
-        config, segments = self.config, None if keys is None else keys.segments
+        config = self.config
+        segments, keys = (keys.segments, keys.keys) if isinstance(keys, FrameKeys) else (None, keys)
         num_tokens = tokens_BxT.shape[1]
         tokens_BxT, segment_BxT, position_BxT = map(sequence.pad_time, (tokens_BxT, segment_BxT, position_BxT))
         visible = (segment_BxT[..., None] == source.segment[:, None]) & (segment_BxT > 0)[..., None]
         mix = partial(attend, segment_BxT=segment_BxT, causal=True, window=None, kernel=config.attention)
 
-        def of(keys: Array | None) -> FrameKeys | None:
-            return None if keys is None else FrameKeys(keys, segments)
+        def of(keys: Array | None) -> Keys | FrameKeys | None:
+            return keys if segments is None else FrameKeys(keys, segments)
 
-        *keys_L, key_in = split_keys(None if keys is None else keys.keys, config.num_layers + 1)
+        *keys_L, key_in = split_keys(keys, config.num_layers + 1)
         x = dropout(self._embed(tokens_BxT, position_BxT), config.dropout, of(key_in))
 
         def run(layer: DecoderLayer, x: Array, inputs: tuple[Any, ...]) -> tuple[Array, Any]:
@@ -313,6 +314,27 @@ class AttentionDecoder(nnx.Module):
 
     def _finish(self, x: Array, real_BxT: Array) -> Array:
         return jnp.where(real_BxT[..., None], self.norm(x.astype(jnp.float32)), 0)
+
+
+class Reader(NamedTuple):
+    """A decoder with the source that it reads, as a causal model."""
+
+    decoder: AttentionDecoder
+    source: Source
+
+    def empty_cache(self, batch_size: int, length: int) -> Cache:
+        """Returns `init_cache` of the decoder."""
+        return init_cache(self.decoder.config, batch_size, length)
+
+    def decode(
+        self, tokens_BxT: Int[Array, "batch tokens"], position_BxT: Int[Array, "batch tokens"], cache: Cache
+    ) -> tuple[Float[Array, "batch tokens dim"], Cache]:
+        """Encodes the next tokens per row (`AttentionDecoder.decode`)."""
+        return self.decoder.decode(tokens_BxT, position_BxT, cache, self.source)
+
+    def logits(self, hidden: Float[Array, "*batch dim"]) -> Float[Array, "*batch vocab"]:
+        """Returns float32 logits of hidden states."""
+        return self.decoder.logits(hidden)
 
 
 def init_cache(config: AttentionDecoderConfig, batch_size: int, length: int) -> Cache:

@@ -319,6 +319,10 @@ class Transformer(nnx.Module):
         (x, cache), _ = scan_layers(self.layers, run, (x_BxTxD, cache), self._layers(), "none")
         return self._finish(x, position_BxT >= 0), cache
 
+    def empty_cache(self, batch_size: int, length: int) -> Cache:
+        """Returns `init_cache` of this model."""
+        return init_cache(self.config, batch_size, length)
+
     @property
     def head_kernel(self) -> Float[Array, "vocab dim"]:
         """Kernel of the vocabulary map: logits are `head(hidden) @ head_kernel.T + head_bias`."""

@@ -31,7 +31,7 @@ from jax_speechlm.nn.attention.multi_head import MultiHeadMaps
 from jax_speechlm.nn.attention.relative import Chunk
 from jax_speechlm.nn.convolution import Convolution
 from jax_speechlm.nn.functional import Remat, parameter, stack
-from jax_speechlm.nn.layers import Count, FrameKeys, LayerNorm, Linear, dropout, split_keys
+from jax_speechlm.nn.layers import Count, FrameKeys, Keys, LayerNorm, Linear, dropout, split_keys
 from jax_speechlm.parallel.mesh import gather_residual, scatter_residual, shard_batch_and_time, shard_residual
 
 _gelu = partial(jax.nn.gelu, approximate=False)
@@ -89,7 +89,9 @@ class FeedForward(nnx.Module):
         self.expand = Linear((dim,), (inner,), ("embed", "mlp"), rngs=rngs)
         self.contract = Linear((inner,), (dim,), ("mlp", "embed"), gain=gain, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "batch time dim"], keys: FrameKeys | None) -> Float[Array, "batch time dim"]:
+    def __call__(
+        self, x: Float[Array, "batch time dim"], keys: Keys | FrameKeys | None
+    ) -> Float[Array, "batch time dim"]:
         return self.contract(dropout(_gelu(self.expand(x)), self.rate, keys))
 
 

@@ -13,6 +13,7 @@ from jax_speechlm.models.codec.wav_tokenizer import WavTokenizerConfig
 from jax_speechlm.models.encoder_decoder import EncoderDecoderConfig
 from jax_speechlm.models.encoders import EncoderConfig
 from jax_speechlm.models.speech_lm import SpeechLMConfig
+from jax_speechlm.models.text_encoder_decoder import TextEncoderDecoderConfig
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.models.tts.fastspeech2 import FastSpeech2Config
 from jax_speechlm.models.tts.tacotron import TacotronConfig
@@ -36,6 +37,7 @@ Model = Annotated[
     | TransformerConfig
     | SpeechLMConfig
     | EncoderDecoderConfig
+    | TextEncoderDecoderConfig
     | FastSpeech2Config
     | TacotronConfig
     | VocoderModel

@@ -15,6 +15,7 @@ from data_pipelines.storage.units import FrameGrid
 from jax_speechlm.core.config import Config
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.waveform import Waveform
+from jax_speechlm.models.attention_decoder import AttentionDecoderConfig
 from jax_speechlm.models.cnn import CNNConfig
 from jax_speechlm.models.codec.wav_tokenizer import WavTokenizerConfig
 from jax_speechlm.models.conformer import ConformerConfig
@@ -22,6 +23,7 @@ from jax_speechlm.models.encoder_decoder import EncoderDecoderConfig
 from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.models.rnn import RNNConfig
 from jax_speechlm.models.speech_lm import SpeechLMConfig
+from jax_speechlm.models.text_encoder_decoder import TextEncoderDecoderConfig
 from jax_speechlm.models.transducer import StatelessPredictorConfig, TransducerConfig
 from jax_speechlm.models.transformer_config import FORMS, LearnedPositions, TransformerConfig
 from jax_speechlm.models.tts.fastspeech2 import FastSpeech2Config, TextLM
@@ -44,6 +46,7 @@ from jax_speechlm.objectives.heads.classification import Classification
 from jax_speechlm.objectives.lm.causal_lm import CausalLM
 from jax_speechlm.objectives.lm.masked_lm import MaskedLM
 from jax_speechlm.objectives.lm.span_corruption import SpanCorruption
+from jax_speechlm.objectives.lm.text_to_text import TextToText
 from jax_speechlm.objectives.lm.unit_lm import UnitLM
 from jax_speechlm.objectives.speech_text.joint import STREAMS
 from jax_speechlm.objectives.speech_text.speech_lm import Prompt, Prompts, SpeechLM
@@ -94,6 +97,10 @@ MODELS = {
     RNNConfig: RNNConfig(input_dim=tiny.MODEL.input_dim, cell="gru", dim=16),
     EncoderDecoderConfig: AED_MODEL,
     TransformerConfig: CAUSAL,
+    TextEncoderDecoderConfig: TextEncoderDecoderConfig(
+        encoder=CAUSAL.replace(causal=False),
+        decoder=AttentionDecoderConfig(dim=16, num_layers=2, num_heads=8, ffn_dim=24, max_tokens=40, dropout=0.1),
+    ),
     SpeechLMConfig: SPEECH_LM,
     VocosConfig: tiny.MODELS["vocoder"],
     WaveNetConfig: WaveNetConfig(
@@ -123,6 +130,7 @@ SETTINGS = {config.kind: config for config in tiny.OBJECTIVES.values()} | {
     "masked_lm": MaskedLM(ratio=0.3),
     "span_corruption": SpanCorruption(ratio=0.3, sentinels=8),
     "speech_lm": SpeechLM(freeze=(), prompts=Prompts(transcribe=Prompt(before="ab", behind="ca "))),
+    "text_to_text": TextToText(),
     "unit_lm": UnitLM(num_units=9),
     "skip_gram": SkipGram(window=2, negatives=3, subsample=0.02),
     "cbow": CBOW(window=2, negatives=3, subsample=0.02),
@@ -232,9 +240,11 @@ class Toy:
         if "count" in batch:
             batch["context_tokens"][:] = np.arange(8 * CONTEXT).reshape(8, CONTEXT) % self.tokenizer.vocab_size
             batch["count"][:] = 1 + np.arange(CONTEXT) / 4
-        return batch | self._with_units(
-            text.pack([text.documents(seed, row) for seed, row in enumerate(lengths)], CONTEXT)
-        )
+        documents = [text.documents(seed, row) for seed, row in enumerate(lengths)]
+        if self.config.kind == "text_to_text":  # most have a target; a piece of a document need not have its ends
+            for ids in (ids for row in documents for ids in row if len(ids) > 5):
+                ids[len(ids) // 3] = text.VOCABULARY.boundary
+        return batch | self._with_units(text.pack(documents, CONTEXT))
 
     def _with_units(self, batch: Batch) -> Batch:
         """Makes every other row speech, if the objective is of units."""
@@ -349,7 +359,7 @@ def toys() -> Iterator[tuple[str, Toy]]:
             config, toy = SETTINGS[name], MODELS[model]
             if model is WaveNetConfig:
                 config = config.replace(adversarial=None)
-            data = "text" if model in (TransformerConfig, WordVectorsConfig) else "speech"
+            data = "text" if model in (TransformerConfig, TextEncoderDecoderConfig, WordVectorsConfig) else "speech"
             if data == "text":
                 toy = TRANSFORMERS.get(name, toy)
             if name == "distillation":

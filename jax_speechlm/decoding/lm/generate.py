@@ -1,10 +1,10 @@
-"""Generation with a causal transformer: greedy search, sampling, beam search.
+"""Generation with a causal model: greedy search, sampling, beam search.
 
 It runs on the device as one compiled program of fixed shapes, with cached keys and values. The result of a row depends
 on its prompt, its key and the settings, not on padding, batch size or row order.
 """
 
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from pydantic import Field, PositiveInt
 
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.vocabulary import PADDING, Modality, Vocabulary
-from jax_speechlm.models.transformer import Cache, Transformer, init_cache
+from jax_speechlm.models.transformer import Cache
 
 COLDEST = 1e-5
 """Lower temperatures are computed as greedy search, because their inverse would overflow."""
@@ -23,6 +23,25 @@ _MOST = 1e6  # limit of settings that logits are multiplied or divided by, withi
 
 Prompt = Int[Array, "batch prompt"] | Float[Array, "batch prompt dim"]
 """Token ids, or vectors in place of token embeddings (`Transformer.embed`)."""
+
+
+@runtime_checkable
+class Continues(Protocol):
+    """A causal model: a transformer, or an attention decoder with what it reads.
+
+    Only a transformer continues vectors (`Transformer.decode_embedded`).
+    """
+
+    def empty_cache(self, batch_size: int, length: int) -> Cache:
+        """Returns the cache of empty texts of at most `length` tokens."""
+
+    def decode(
+        self, tokens_BxT: Int[Array, "batch time"], position_BxT: Int[Array, "batch time"], cache: Cache
+    ) -> tuple[Float[Array, "batch time dim"], Cache]:
+        """Encodes the next tokens of each row (`Transformer.decode`)."""
+
+    def logits(self, hidden: Float[Array, "*batch dim"]) -> Float[Array, "*batch vocab"]:
+        """Returns float32 logits of hidden states."""
 
 
 class Sampling(Config):
@@ -86,7 +105,7 @@ class Continuations(NamedTuple):
 
 
 def sample(
-    transformer: Transformer,
+    model: Continues,
     vocabulary: Vocabulary,
     prompt_BxP: Prompt,
     length_B: Int[Array, " batch"],
@@ -107,7 +126,7 @@ def sample(
       modality: restricts new tokens to text or to units of speech; None for both.
     """
     limit_B = jnp.minimum(max_new, context - length_B)
-    hidden_BxD, cache = _read_prompt(transformer, prompt_BxP, length_B, max_new)
+    hidden_BxD, cache = _read_prompt(model, prompt_BxP, length_B, max_new)
     seen = None
     if settings.repetition_penalty != 1:
         seen = jnp.zeros((len(length_B), vocabulary.size), bool)
@@ -117,7 +136,7 @@ def sample(
 
     def choose(state: dict[str, Any]) -> dict[str, Any]:
         """Appends a token to every unfinished row."""
-        logits_BxV = transformer.logits(state["hidden"])
+        logits_BxV = model.logits(state["hidden"])
         keys = jax.vmap(lambda key: jax.random.fold_in(key, state["step"]))(keys_B)
         narrowed = jnp.where(vocabulary.may_follow(modality), logits_BxV, -jnp.inf)
         token_B = jnp.where(state["done"], PADDING, choose_tokens(narrowed, keys, settings, state["seen"]))
@@ -135,7 +154,7 @@ def sample(
 
     def advance(state: dict[str, Any]) -> dict[str, Any]:
         position_B = jnp.where(state["done"], -1, length_B + state["step"] - 1)
-        hidden, cache = transformer.decode(state["token"][:, None], position_B[:, None], state["cache"])
+        hidden, cache = model.decode(state["token"][:, None], position_B[:, None], state["cache"])
         return choose(state | {"hidden": hidden[:, 0], "cache": cache})
 
     state = {
@@ -188,7 +207,7 @@ def choose_tokens(
 
 
 def beam_search(
-    transformer: Transformer,
+    model: Continues,
     vocabulary: Vocabulary,
     prompt_BxP: Prompt,
     length_B: Int[Array, " batch"],
@@ -209,7 +228,7 @@ def beam_search(
     """
     batch, size = len(length_B), settings.size
     limit_B = jnp.minimum(max_new, context - length_B)
-    hidden_BxD, cache = _read_prompt(transformer, prompt_BxP, length_B, max_new)
+    hidden_BxD, cache = _read_prompt(model, prompt_BxP, length_B, max_new)
 
     def score_of(log_prob: Array, length: Array) -> Array:
         return log_prob / length**settings.length_penalty
@@ -217,7 +236,7 @@ def beam_search(
     def extend(state: dict[str, Any]) -> dict[str, Any]:
         """Extends every open text by one token."""
         step, open_BxK = state["step"], state["open"]
-        log_probs = jax.nn.log_softmax(transformer.logits(state["hidden"])).reshape(batch, size, -1)
+        log_probs = jax.nn.log_softmax(model.logits(state["hidden"])).reshape(batch, size, -1)
         log_probs = open_BxK[..., None] + jnp.where(vocabulary.may_follow(modality), log_probs, -jnp.inf)
         length = step + 1
 
@@ -252,7 +271,7 @@ def beam_search(
         row = (jnp.arange(batch)[:, None] * size + state["parent"]).reshape(-1)
         cache = jax.tree.map(lambda x: x[:, row], state["cache"])
         position = jnp.repeat(length_B, size) + state["step"] - 1
-        hidden, cache = transformer.decode(state["token"].reshape(-1, 1), position[:, None], cache)
+        hidden, cache = model.decode(state["token"].reshape(-1, 1), position[:, None], cache)
         return extend(state | {"hidden": hidden[:, 0], "cache": cache})
 
     def unfinished(state: dict[str, Any]) -> Array:
@@ -283,14 +302,14 @@ def beam_search(
     return Continuations(kept["tokens"], kept["length"], kept["log_prob"])
 
 
-def _read_prompt(transformer: Transformer, prompt_BxP: Array, length_B: Array, max_new: int) -> tuple[Array, Cache]:
+def _read_prompt(model: Continues, prompt_BxP: Array, length_B: Array, max_new: int) -> tuple[Array, Cache]:
     """Encodes prompts. Returns the last hidden states, and a cache with room for `max_new` more tokens."""
     rows, width = prompt_BxP.shape[:2]
     index = jnp.arange(width)
     position_BxP = jnp.where(index < length_B[:, None], index, -1)
-    cache = init_cache(transformer.config, rows, width + max_new)
-    vectors = prompt_BxP if prompt_BxP.ndim == 3 else transformer.embed(prompt_BxP)
-    hidden_BxPxD, cache = transformer.decode_embedded(vectors, position_BxP, cache)
+    cache = model.empty_cache(rows, width + max_new)
+    decode = model.decode if prompt_BxP.ndim == 2 else model.decode_embedded
+    hidden_BxPxD, cache = decode(prompt_BxP, position_BxP, cache)
     return jnp.take_along_axis(hidden_BxPxD, (length_B - 1)[:, None, None], axis=1)[:, 0], cache
 
 

@@ -12,8 +12,7 @@ from jaxtyping import Array, Key
 
 from jax_speechlm.core.batch import seed_key
 from jax_speechlm.core.vocabulary import Vocabulary
-from jax_speechlm.decoding.lm.generate import Beam, Continuations, Sampling, beam_search, sample
-from jax_speechlm.models.transformer import Transformer
+from jax_speechlm.decoding.lm.generate import Beam, Continuations, Continues, Sampling, beam_search, sample
 
 
 class Continuation(NamedTuple):
@@ -53,7 +52,7 @@ def prompt_keys(seed: int, prompt: bytes, samples: int) -> Key[Array, " samples"
 
 
 def generate(
-    transformer: Transformer,
+    model: Continues,
     vocabulary: Vocabulary,
     prompt: Array,
     lengths: Array,
@@ -63,8 +62,8 @@ def generate(
 ) -> Continuations:
     """Runs `decoding.lm.generate.sample` or `beam_search`, which uses no keys."""
     if isinstance(method, Beam):
-        return beam_search(transformer, vocabulary, prompt, lengths, method, **limits)
-    return sample(transformer, vocabulary, prompt, lengths, keys, method, **limits)
+        return beam_search(model, vocabulary, prompt, lengths, method, **limits)
+    return sample(model, vocabulary, prompt, lengths, keys, method, **limits)
 
 
 def read_continuations(

@@ -1,14 +1,17 @@
-"""Span corruption for decoder-only models: a text with gaps, followed by the missing spans.
+"""Span corruption: predicts the missing spans of a text with gaps.
 
-Reference: Raffel et al. 2020 (T5, sections 3.1.4 and 3.3.4) for gaps and sentinels. T5 encodes the gapped text; here
-both parts form a causal sequence, as in Aghajanyan et al. 2022 (CM3), with the loss on the second part:
+Reference: Raffel et al. 2020 (T5, sections 3.1.4 and 3.3.4) for gaps and sentinels:
 
     A1 A2 B1 B2 B3 C1 C2 D1  ->  A1 A2 <0> C1 C2 <1> | <0> B1 B2 B3 <1> D1 <boundary>
+
+As in T5 an encoder with a decoder encodes the first part and decodes the second. For a decoder-only model both parts
+are a causal sequence, as in Aghajanyan et al. 2022 (CM3), with the loss on the second part.
 
 As in T5's data a row is a single text, even if packed from several documents: attention crosses their boundaries, which
 are ordinary tokens.
 """
 
+import math
 from typing import Annotated, Literal, NamedTuple
 
 import jax
@@ -21,9 +24,13 @@ from jax_speechlm.core.batch import Batch
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.vocabulary import PADDING, Vocabulary
 from jax_speechlm.frontend.frontend import FrontEnd
+from jax_speechlm.models import text_encoder_decoder
+from jax_speechlm.models.text_encoder_decoder import TextEncoderDecoder, TextEncoderDecoderConfig
 from jax_speechlm.models.transformer import Transformer
 from jax_speechlm.models.transformer_config import forward_flops
+from jax_speechlm.nn.layers import Keys
 from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, split_row_keys
+from jax_speechlm.objectives.lm import text_to_text
 from jax_speechlm.objectives.lm.causal_lm import require_transformer, text_objective, token_metrics
 from jax_speechlm.parallel import sequence
 
@@ -47,15 +54,12 @@ class SpanCorruption(ObjectiveConfig):
         start. Metrics: `loss`, `accuracy`. In evaluation a row's gaps are always the same.
         """
         vocabulary = Vocabulary.of(tokenizer, self.sentinels)
+        if isinstance(model, TextEncoderDecoderConfig):
+            return self._build_encoder_decoder(model, vocabulary)
         require_transformer(model, causal=True, objective=self.kind)
 
         def score(transformer: Transformer, batch: Batch, key: PRNGKeyArray | None) -> Metrics:
-            gap_keys, dropout_keys = split_row_keys(key, batch)
-            length_B = (batch["segment"] > 0).sum(1)
-            num_tokens = batch["tokens"].shape[1]
-            num_spans = self._most_spans(num_tokens)
-            gaps_BxT = draw_gaps(gap_keys, length_B, num_tokens, self.ratio, self.mean_span, num_spans)
-            row = corrupt(batch["tokens"], length_B, gaps_BxT, vocabulary, num_spans)
+            row, dropout_keys = self._corrupted(batch, key, vocabulary)
             tokens_BxT = sequence.pad_time(row.tokens)
             place = jnp.broadcast_to(jnp.arange(tokens_BxT.shape[1]), tokens_BxT.shape)
             inside = place < row.length[:, None]
@@ -69,6 +73,48 @@ class SpanCorruption(ObjectiveConfig):
             return forward_flops(model, vocabulary.size, length, batch_size)
 
         return text_objective(model, vocabulary, score, forward_flops=flops)
+
+    def _build_encoder_decoder(self, model: TextEncoderDecoderConfig, vocabulary: Vocabulary) -> Objective:
+        def score(module: TextEncoderDecoder, batch: Batch, key: PRNGKeyArray | None) -> Metrics:
+            row, dropout_keys = self._corrupted(batch, key, vocabulary)
+            num_tokens = batch["tokens"].shape[1]
+            num_asked = self._most_asked(num_tokens)
+            text_to_text.check_positions(model, num_asked)
+            encoder_keys, decoder_keys = text_to_text.two_keys(dropout_keys)
+            place = jnp.broadcast_to(jnp.arange(num_tokens), batch["tokens"].shape)
+            given = (place < row.answer[:, None]).astype(jnp.int32)
+            source = module.encode(row.tokens[:, :num_tokens], given, place, encoder_keys)
+
+            place = jnp.broadcast_to(jnp.arange(num_asked), (len(row.tokens), num_asked))
+            answer_BxN = row.answer[:, None] + jnp.arange(num_asked + 1)
+            answer_BxN = jnp.take_along_axis(row.tokens, answer_BxN, axis=1, mode="fill", fill_value=PADDING)
+            asked = place < (row.length - row.answer)[:, None] - 1
+            tokens = answer_BxN[:, :-1], asked.astype(jnp.int32), place
+            hidden_BxNxD = module.decoder(*tokens, source, decoder_keys)
+            weight_BxN = asked * batch["weight"][:, None]
+            return token_metrics(module.decoder, hidden_BxNxD, answer_BxN[:, 1:], weight_BxN)[0]
+
+        def flops(num_tokens: int, batch_size: int) -> float:
+            lengths = num_tokens, self._most_asked(num_tokens)
+            return text_encoder_decoder.forward_flops(model, vocabulary.size, *lengths, batch_size)
+
+        make = text_to_text.make_model(model, vocabulary, self.kind)
+        return Objective.of(make, score, forward_flops=flops)
+
+    def _corrupted(
+        self, batch: Batch, key: PRNGKeyArray | None, vocabulary: Vocabulary
+    ) -> tuple["Corrupted", Keys | None]:
+        """Returns the rows of a batch with gaps, and keys for dropout."""
+        gap_keys, dropout_keys = split_row_keys(key, batch)
+        length_B = (batch["segment"] > 0).sum(1)
+        num_tokens = batch["tokens"].shape[1]
+        num_spans = self._most_spans(num_tokens)
+        gaps_BxT = draw_gaps(gap_keys, length_B, num_tokens, self.ratio, self.mean_span, num_spans)
+        return corrupt(batch["tokens"], length_B, gaps_BxT, vocabulary, num_spans), dropout_keys
+
+    def _most_asked(self, num_tokens: int) -> int:
+        """Returns the most tokens that predict another in the second part of a row."""
+        return math.ceil(self.ratio * num_tokens) + self._most_spans(num_tokens)
 
     def _most_spans(self, num_tokens: int) -> int:
         most = most_spans(num_tokens, self.ratio, self.mean_span)
