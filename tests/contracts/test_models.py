@@ -23,7 +23,8 @@ def test_every_file_of_models_has_a_toy():
     files = {path.stem for path in Path(models.__path__[0]).rglob("*.py") if declares.search(path.read_text())}
     # Discriminators take waveforms of one length, a voice has its models' parts; the objectives' contracts cover them.
     # An attention decoder is a part of the toy of an encoder with one. A transducer's parts take tokens, or the outputs
-    # of both, and word vectors take words; the contracts of their objectives cover them. The base of
-    # the encoders has their toys.
+    # of both, word vectors take words and a text encoder-decoder two texts; the contracts of their objectives cover
+    # them. The base of the encoders has their toys.
     covered = {"base", "encoder_base", "discriminators", "voice", "attention_decoder", "transducer", "word_vectors"}
+    covered |= {"text_encoder_decoder"}
     assert {type(module).__module__.rpartition(".")[2] for module in made} == files - covered
