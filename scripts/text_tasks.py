@@ -8,6 +8,7 @@ continues. Several processes share the runs.
 
 import json
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -28,7 +29,7 @@ from data_pipelines.prepare.job import prepare
 from data_pipelines.sources import debian
 from data_pipelines.sources.debian_texts import dictionary
 from data_pipelines.storage import index as indexes
-from data_pipelines.text.cleaning import Cleaning, split_sentences
+from data_pipelines.text.cleaning import Cleaning, split_sentences, strip_punctuation
 from jax_speechlm.cli.tokenizer import train_tokenizer
 from jax_speechlm.evaluation.text_to_text import TextToTextReport, evaluate_run
 from jax_speechlm.parallel.platforms import cache_compilations
@@ -41,7 +42,8 @@ LINES = {"fillets-cs": "Czech", "fillets-nl": "Dutch"}
 TASKS = ("translate-cs", "translate-nl", "which-language", "foldoc-definitions")
 PROSE, STARTS = "sentences-en", ("random", "spans")
 VOCABULARY, BEAM = 2048, 4
-_SHOWN_WORDS, _MOST_WORDS = 40, 12  # of an entry of FOLDOC that is shown, and of an answer
+_SHOWN_WORDS = 40  # of an entry of FOLDOC
+_LEAST_WORDS, _MOST_WORDS = 4, 12  # of an answer
 
 
 class TextTasks:
@@ -104,7 +106,7 @@ def prepare_sets(data_dir: Path) -> None:
         {"text": f"language: {each}", "target": spoken, "split": split}
         for name, language in LINES.items()
         for text, english, split in lines[name]
-        for each, spoken in ((text, language), (english, "English"))
+        for each, spoken in ((text, language), (strip_punctuation(english).lower(), "English"))
     ]
     _write(data_dir, "which-language", of_a_language)
     _write(data_dir, "foldoc-definitions", _definitions(data_dir / "packages"))
@@ -124,8 +126,9 @@ def _definitions(cache: Path) -> Iterator[dict[str, str]]:
     heads = Counter(entry.partition("\n")[0].strip().lower() for entry in entries)
     for entry in entries:
         head, _, body = (part.strip() for part in entry.partition("\n"))
-        sentences = split_sentences(body)
-        if heads[head.lower()] > 1 or not sentences or len(sentences[0].split()) > _MOST_WORDS:
+        sentences = split_sentences(re.sub(r"<[^>]*>|[{}]", "", body))  # labels of fields, and marks of links
+        words = len(sentences[0].split()) if sentences else 0
+        if heads[head.lower()] > 1 or not _LEAST_WORDS <= words <= _MOST_WORDS:
             continue
         shown = " ".join(" ".join(sentences).split()[:_SHOWN_WORDS])
         yield {"text": f"question: what is {head}? {shown}", "target": sentences[0]}
@@ -158,11 +161,9 @@ def main(
     for task in TASKS:
         for start in STARTS:
             reports = [study.report(f"{start}-{seed}", task) for seed in seeds]
-            measures = ([100 * each.exact for each in reports], *([getattr(each, name).score for each in reports]
-                        for name in ("bleu", "chrf")))  # fmt: skip
-            table.add_row(
-                task, start, f"{reports[0].scored:,}", *map(mean_cell, measures), end_section=start == "spans"
-            )
+            measures = [[100 * each.exact, each.bleu.score, each.chrf.score] for each in reports]
+            cells = map(mean_cell, zip(*measures, strict=True))
+            table.add_row(task, start, f"{reports[0].scored:,}", *cells, end_section=start == STARTS[-1])
     Console(width=120).print(table)
 
 
