@@ -95,8 +95,9 @@ def open_tokens(index: Index, tokenizer: Tokenizer, *, num_threads: int | None =
         targets = part.texts("target") if part.has_targets else itertools.repeat("")
         for texts in group_by_size(part.texts(), len, _CHUNK_CHARACTERS):
             asked = list(itertools.islice(targets, len(texts)))
-            answers = iter(tokenizer.encode_batch([target for target in asked if target], num_threads))
-            for ids, target in zip(tokenizer.encode_batch(texts, num_threads), asked, strict=True):
+            both = tokenizer.encode_batch([*texts, *filter(None, asked)], num_threads)
+            answers = iter(both[len(texts) :])
+            for ids, target in zip(both, asked, strict=False):
                 yield [*ids, boundary, *next(answers)] if target else ids
 
     return open_documents(index, tokenizer.fingerprint, dtype, encode)

@@ -165,7 +165,11 @@ class Text(PackedRows):
     @pydantic.model_validator(mode="after")
     def _weights_belong_to_sets(self):
         if self.weights and len(self.weights) != len(self.sets):
-            raise ValueError(f"{len(self.weights)} weights are given for {len(self.sets)} sets")
+            ones = " ".join("1" for _ in self.sets)
+            raise ValueError(
+                f"data.weights has {len(self.weights)} values and data.sets {len(self.sets)}: give each set its weight, "
+                f"such as --data.weights {ones}"
+            )
         return self
 
 

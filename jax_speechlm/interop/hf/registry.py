@@ -226,6 +226,8 @@ def _token_head(classes: Mapping[str, str]) -> "HuggingFaceForm":
 
 
 def _text_settings(experiment: Experiment, tokenizer: Tokenizer) -> Settings:
+    if not isinstance(experiment.model, TransformerConfig):
+        raise ExportError(f"transformers has no class for a {experiment.model.kind}")
     vocabulary = vocabulary_of(experiment, tokenizer)
     return _transformer_settings(experiment.model, vocabulary, experiment.data.context, tokenizer)
 
