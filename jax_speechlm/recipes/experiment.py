@@ -167,8 +167,8 @@ class Text(PackedRows):
         if self.weights and len(self.weights) != len(self.sets):
             ones = " ".join("1" for _ in self.sets)
             raise ValueError(
-                f"data.weights has {len(self.weights)} values and data.sets {len(self.sets)}: give each set its weight, "
-                f"such as --data.weights {ones}"
+                f"data.weights has {len(self.weights)} values and data.sets {len(self.sets)}: one for each, such as "
+                f"--data.weights {ones}"
             )
         return self
 
