@@ -34,18 +34,20 @@ change a residual stream of a much larger norm only slightly."""
 
 
 class Stacking(Config):
-    """Concatenated frames through a feed-forward network of one hidden layer with ReLU (Ma et al. 2024, SLAM-ASR).
+    """Concatenated frames through a feed-forward network of one hidden layer (Ma et al. 2024, SLAM-ASR).
 
     Attributes:
       frames: frames of one vector.
       hidden_dim: width of the hidden layer.
       bias: whether the two linear maps have one; in Hugging Face's Voxtral they have not.
+      activation: of the hidden layer; GELU is the exact one.
     """
 
     kind: Literal["stacking"] = "stacking"
     frames: pydantic.PositiveInt = 4
     hidden_dim: pydantic.PositiveInt = 512
     bias: bool = True
+    activation: Literal["relu", "gelu"] = "relu"
 
     @property
     def alignment(self) -> int:
@@ -172,7 +174,8 @@ class StackingAdapter(nnx.Module):
 
     def __call__(self, x_BxTxD: Float[Array, "batch time dim"], lengths: Lengths) -> Adapted:
         x = _windows(_masked(x_BxTxD, lengths), self.config.frames)
-        x = self.contract(jax.nn.relu(self.expand(x.reshape(*x.shape[:2], -1))))
+        x = self.expand(x.reshape(*x.shape[:2], -1))
+        x = self.contract(jax.nn.relu(x) if self.config.activation == "relu" else jax.nn.gelu(x, approximate=False))
         return _finish(x, at_rate(lengths, self.config.alignment, self.config.num_outputs))
 
 

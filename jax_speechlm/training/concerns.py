@@ -35,6 +35,7 @@ def concerns(experiment: Experiment, source: BatchSource) -> tuple[str, ...]:
     else:
         warnings += _of_data(experiment.data, source, "--data")
         warnings += _of_texts(source)
+    warnings += _of_windows(experiment, source)
     return tuple(warnings)
 
 
@@ -92,6 +93,20 @@ def _of_texts(source: BatchSource) -> Iterator[str]:
             texts = sample_texts(index, _SAMPLED_CHARACTERS, source.text_column)
             if (lost := find_unknown(source.tokenizer, texts)).characters:
                 yield f"{use}: {lost}"
+
+
+def _of_windows(experiment: Experiment, source: BatchSource) -> Iterator[str]:
+    """Yields a warning about utterances whose end the front end cuts off."""
+    seconds = getattr(experiment.frontend.mel, "window_seconds", None)
+    if seconds is None or not isinstance(source, SpeechSource) or experiment.data.max_seconds <= seconds:
+        return
+    taken, kept = (limit * experiment.sample_rate for limit in (seconds, experiment.data.max_seconds))
+    lengths = source.train.num_samples
+    if count := int(((lengths > taken) & (lengths <= kept)).sum()):
+        yield (
+            f"the front end takes {seconds} s of an utterance, and {count:,} are longer, whose transcripts go on after "
+            f"it: set --data.max-seconds {seconds}"
+        )
 
 
 def _drops(data: Speech, plan: SpeechPlan, option: str) -> str:

@@ -12,6 +12,8 @@ from jax_speechlm.interop.hf.feature_extractor import front_end_from_hugging_fac
 from jax_speechlm.interop.hf.import_ import read_folder
 from jax_speechlm.interop.hf.registry import package, read_model, write_model
 from jax_speechlm.interop.hf.weights import read_weights, write_weights
+from jax_speechlm.models.adapter import Stacking
+from jax_speechlm.models.encoder_decoder import SIZES
 from jax_speechlm.nn import functional
 from tests.interop.foreign_folders import write_json, write_text_model
 from tests.interop.tiny_runs import tiny_run
@@ -120,10 +122,17 @@ def test_parts_of_a_model_have_the_defaults_that_the_whole_gives_them():
         completed({"model_type": "voxtral", "text_config": {"model_type": "qwen3"}})["text_config"]["rms_norm_eps"]
         == 1e-5
     )
-    with pytest.raises(ValueError, match="projector_hidden_act='gelu'"):
-        voxtral.config_from_hugging_face({"model_type": "voxtral"})
-    with pytest.raises(ValueError, match="model_type='voxtral_encoder'"):
-        voxtral.config_from_hugging_face({"model_type": "voxtral", "projector_hidden_act": "relu"})
+    mistrals = voxtral.config_from_hugging_face({"model_type": "voxtral"})
+    assert mistrals.encoder == SIZES["large-v3"].encoder
+    assert mistrals.adapter == Stacking(frames=4, hidden_dim=3072, bias=False, activation="gelu")
+    assert (mistrals.transformer.num_layers, mistrals.transformer.dim) == (30, 3072)
+    for wrong in (
+        {"projector_hidden_act": "silu"},
+        {"audio_config": {"model_type": "wav2vec2"}},
+        {"audio_config": {"model_type": "voxtral_encoder", "activation_function": "relu"}},
+    ):
+        with pytest.raises(ValueError, match=r"has no counterpart|activation_function"):
+            voxtral.config_from_hugging_face({"model_type": "voxtral"} | wrong)
 
 
 def test_class_defaults_of_feature_extractors():

@@ -12,6 +12,7 @@ from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.frontend.synthesis_mel import SynthesisMel
 from jax_speechlm.frontend.waveform import Waveform
+from jax_speechlm.frontend.whisper_mel import WhisperMel
 from jax_speechlm.models.adapter import Stacking
 from jax_speechlm.models.codec.wav_tokenizer import WavTokenizerConfig
 from jax_speechlm.models.conformer import ConformerConfig
@@ -22,6 +23,7 @@ from jax_speechlm.models.transformer_config import FORMS, LearnedPositions, Tran
 from jax_speechlm.models.tts.fastspeech2 import FastSpeech2Config, Layers, Postnet, Predictor
 from jax_speechlm.models.vocoders.hifigan import HifiGanConfig
 from jax_speechlm.models.wav2vec2 import Wav2Vec2EncoderConfig
+from jax_speechlm.models.whisper import WhisperEncoderConfig
 from jax_speechlm.models.xvector import XVectorConfig
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.lora import LoRA
@@ -75,6 +77,14 @@ LISTENER = SpeechLMConfig(
     adapter=Stacking(frames=FORMER.ffn_multiple, hidden_dim=32, bias=False),
     transformer=QWEN.replace(dim=32, tied=False),  # a tied one says the same letter for ever
     lora=LoRA(rank=2, targets=("transformer/layers/attention",)),
+)
+
+WINDOWED = LISTENER.replace(  # the tower of Mistral's Voxtral
+    encoder=WhisperEncoderConfig(
+        input_dim=20, dim=16, num_layers=2, num_heads=2, ffn_dim=64, max_frames=100, attention="reference"
+    ),
+    adapter=LISTENER.adapter.replace(activation="gelu"),
+    lora=LoRA(),
 )
 
 GAN = HifiGanConfig(
@@ -153,6 +163,7 @@ RUNS = {
     ),
     "codec": (Codec(windows=(64,)), CODEC, SPEECH, "WavTokenizerModel"),
     "speech_lm": (SpeechLM(), LISTENER, SPEECH, "VoxtralForConditionalGeneration"),
+    "speech_lm of windows": (SpeechLM(), WINDOWED, SPEECH.replace(packed=False), "VoxtralForConditionalGeneration"),
     "vocoder": (Vocoding(), GAN, SPEECH, "SpeechT5HifiGan"),
     "tts": (TTS(), VOICE, SPEECH, "FastSpeech2ConformerModel"),
     "speakers": (TTS(classes=CLASSES), VOICE, SPEECH, "FastSpeech2ConformerModel"),
@@ -176,8 +187,9 @@ def tiny_run(name: str, tokenizer: Tokenizer = CHARACTERS, **mel: object) -> Loa
     objective, model, data, _ = RUNS[name]
     if name == "fast_conformer":
         mel = {"num_mel_bins": 40, "variant": "nemo", "stack": 1} | mel
+    mel |= {"window_seconds": 2} if name == "speech_lm of windows" else {}
     kind, mel = SynthesisMel if name in ("vocoder", *VOICES) else LogMel, {"num_mel_bins": 20} | mel
-    front_end = FrontEnd(mel=kind(**mel))
+    front_end = FrontEnd(mel=(WhisperMel if "window_seconds" in mel else kind)(**mel))
     if isinstance(model, Wav2Vec2EncoderConfig):
         front_end = FrontEnd(mel=Waveform())
     elif isinstance(model, EncoderConfig):

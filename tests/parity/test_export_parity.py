@@ -15,6 +15,7 @@ from jax_speechlm.core.exit_status import USER_ERROR
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.decoding.ctc.greedy import collapse
 from jax_speechlm.decoding.lm.generate import GREEDY
+from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.inference.asr.ctc import Recognizer
 from jax_speechlm.inference.asr.speech_lm import SpeechLanguageModel
 from jax_speechlm.inference.lm.causal import LanguageModel
@@ -199,17 +200,19 @@ def test_generate_gives_our_greedy_continuation(tmp_path, name):
         assert [prompt + text for prompt, text in zip(prompts, texts, strict=True)] == theirs
 
 
-def test_the_program_on_the_card_of_a_speech_language_model_gives_our_answer(tmp_path, capsys):
-    """To clips of whole windows: others are filled up there."""
+@pytest.mark.parametrize("name", ["speech_lm", "speech_lm of windows"])
+def test_the_program_on_the_card_of_a_speech_language_model_gives_our_answer(tmp_path, capsys, name):
+    """To clips of whole windows of the adapter, if the model has no windows of its own: others are filled up there."""
     from jax_speechlm.interop.hf.verify.speech_lm import samples_of
 
-    run = tiny_run("speech_lm")
+    run = tiny_run(name)
     save(tmp_path / "run", run)
     write_checked(run, tmp_path / "out")
     (program,) = re.findall(r"```python\n(.*?)```", (tmp_path / "out" / "README.md").read_text(), re.DOTALL)
     ours, window, answers = SpeechLanguageModel.load(tmp_path / "run"), FORMER.ffn_multiple, set()
     for number, windows in enumerate((3, 8)):
-        samples = samples_of(run.experiment.frontend.mel, windows * window)
+        mel = run.experiment.frontend.mel
+        samples = samples_of(mel, windows * window) if isinstance(mel, LogMel) else 3000 * windows
         clip = (3000 * np.random.default_rng(number).standard_normal(samples)).astype(np.int16)
         (expected,) = ours.generate([clip], GREEDY)[0]
         capsys.readouterr()

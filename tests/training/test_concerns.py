@@ -1,6 +1,7 @@
 """What is left out and what has no effect is said before a run begins."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -10,13 +11,15 @@ import pytest
 from data_pipelines.batching.packing import make_text_plan
 from data_pipelines.core.errors import DataError
 from jax_speechlm.core.batch import seed_key, step_key
+from jax_speechlm.frontend.frontend import FrontEnd
+from jax_speechlm.frontend.whisper_mel import WhisperMel
 from jax_speechlm.inference.lm.generation import prompt_keys
 from jax_speechlm.optim.optimizers import WSD, Group, Noam, Optimizer, WarmupCosine
 from jax_speechlm.recipes import registry
 from jax_speechlm.recipes.experiment import Experiment, Speech, differences
-from jax_speechlm.training.concerns import concerns
+from jax_speechlm.training.concerns import _of_windows, concerns
 from jax_speechlm.training.loop import train
-from jax_speechlm.training.source import plan_speech
+from jax_speechlm.training.source import SpeechSource, plan_speech
 from jax_speechlm.units.kmeans import KMeans
 from tests.training import tiny
 
@@ -55,6 +58,17 @@ def test_dropping_more_than_a_tenth_of_the_audio_is_a_warning():
     (warning,) = concerns(finetuning, of_clips([2.0] * 4, finetuning, np.array([0, 5, 5, 5])))
     assert "25%" in warning
     assert "without a transcript" in warning
+
+
+def test_utterances_longer_than_the_window_of_the_front_end_are_a_warning():
+    whisper = registry.load("demo/finetune").replace(frontend=FrontEnd(mel=WhisperMel(window_seconds=5)))
+    source = object.__new__(SpeechSource)
+    vars(source)["train"] = SimpleNamespace(num_samples=RATE * np.array([2, 5, 6, 7, 40]))
+    (warning,) = _of_windows(whisper, source)  # one is too long for the data anyway
+    assert "takes 5 s of an utterance, and 2 are longer" in warning
+    assert "--data.max-seconds 5" in warning
+    assert not list(_of_windows(whisper.replace(data=whisper.data.replace(max_seconds=5.0)), source))
+    assert not list(_of_windows(registry.load("demo/finetune"), source))
 
 
 def test_validation_that_drops_audio_is_an_error_too_and_none_at_all_is_a_warning():

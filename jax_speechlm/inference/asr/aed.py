@@ -181,16 +181,6 @@ class AttentionRecognizer(Transcriber):
             inputs |= {row: frames_TxD[:length] for row, frames_TxD, length in rows if row >= 0}
         return inputs
 
-    @property
-    def _longest(self) -> int | None:
-        """Samples of a window, or None where the front end takes recordings as long as they are."""
-        seconds = getattr(self.experiment.frontend.mel, "window_seconds", None)
-        return None if seconds is None else seconds * self.experiment.sample_rate
-
-    def _windows(self, blocks: Iterable[Samples], max_seconds: float) -> Iterator[AudioWindow]:
-        longest = max_seconds if self._longest is None else self._longest / self.experiment.sample_rate
-        return super()._windows(blocks, min(max_seconds, longest))
-
     def encode(self, batches: Iterable[HostBatch]) -> dict[int, Output]:
         """Generates the texts of all rows; returns them, or the encoder's frames if texts follow each other."""
         return self.search_inputs(batches) if self.condition_on_previous else self._encode(batches, timed=True)

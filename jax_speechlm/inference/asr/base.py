@@ -221,8 +221,16 @@ class Transcriber(abc.ABC):
         """Returns the joined text of a recording's segments."""
         return join((" ".join(segment.text.split()) for segment in segments), self.separator)
 
+    @property
+    def _longest(self) -> int | None:
+        """Samples of a window, or None where the front end takes recordings as long as they are."""
+        seconds = getattr(self.experiment.frontend.mel, "window_seconds", None)
+        return None if seconds is None else seconds * self.experiment.sample_rate
+
     def _windows(self, blocks: Iterable[Samples], max_seconds: float) -> Iterator[AudioWindow]:
-        rate, overlap = self.experiment.sample_rate, min(_CONTEXT_SECONDS, max_seconds / 8)
+        rate = self.experiment.sample_rate
+        max_seconds = max_seconds if self._longest is None else min(max_seconds, self._longest / rate)
+        overlap = min(_CONTEXT_SECONDS, max_seconds / 8)
         return windows(
             blocks,
             samples_in(max_seconds, rate),

@@ -110,6 +110,11 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "max_symbols_per_step": 10,
     },
     "voxtral": {"projector_hidden_act": "gelu"},
+    "voxtral_encoder": {
+        "hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20,
+        "num_mel_bins": 128, "max_source_positions": 1500, "activation_function": "gelu", "scale_embedding": False,
+        "dropout": 0.0,
+    },
     "whisper": {
         "vocab_size": 51_865, "num_mel_bins": 80, "encoder_layers": 4, "encoder_attention_heads": 6,
         "decoder_layers": 4, "decoder_attention_heads": 6, "decoder_ffn_dim": 1536, "encoder_ffn_dim": 1536,

@@ -13,6 +13,7 @@ from jax_speechlm.frontend.cepstra import Cepstra
 from jax_speechlm.frontend.frontend import AnyMel
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.frontend.waveform import Waveform
+from jax_speechlm.frontend.whisper_mel import WhisperMel
 from jax_speechlm.interop.folders import ExportError
 from jax_speechlm.interop.hf import hifigan, nemotron, parakeet, wav2vec2, whisper
 from jax_speechlm.interop.hf.class_settings import FEATURES
@@ -25,8 +26,10 @@ outputs of the model do not depend on it, but the speech recognition pipeline de
 """
 
 
-def front_end_to_hugging_face(mel: LogMel | Cepstra) -> dict[str, Any]:
+def front_end_to_hugging_face(mel: LogMel | Cepstra | WhisperMel) -> dict[str, Any]:
     """Returns the settings of a `preprocessor_config.json`; an `ExportError` names a setting that it does not have."""
+    if isinstance(mel, WhisperMel):
+        return whisper.features_to_hugging_face(mel)
     stands = {
         f"frontend.mel.variant={mel.variant!r}": mel.variant != "kaldi",
         f"frontend.mel.taper={mel.taper!r}": mel.taper not in (None, "povey"),

@@ -324,8 +324,14 @@ def _whisper(model: Model) -> tuple[Experiment, Tokenizer | None]:
         heads = folders.read_json(model.folder, GENERATION).get("alignment_heads") or ()
         decoder = experiment.model.decoder.replace(alignment_heads=tuple(map(tuple, heads)))
         experiment = experiment.replace(model=experiment.model.replace(decoder=decoder))
-    # Each utterance of a packed row would become a window of its own.
-    return experiment.replace(data=experiment.data.replace(packed=False)), tokenizer
+    return _in_rows_of_one(experiment), tokenizer
+
+
+def _in_rows_of_one(experiment: Experiment) -> Experiment:
+    """Returns the experiment without packed rows if each utterance of such would become a window of its own."""
+    if getattr(experiment.frontend.mel, "window_seconds", None) is None:
+        return experiment
+    return experiment.replace(data=experiment.data.replace(packed=False))
 
 
 def _speech_language_model(model: Model) -> tuple[Experiment, Tokenizer | None]:
@@ -334,7 +340,8 @@ def _speech_language_model(model: Model) -> tuple[Experiment, Tokenizer | None]:
         raise ExportError(f"{model.file} has no audio_token_id: nothing says which id stands for speech")
     num_rows = _num_rows(model, text, ("transformer", "embedding"))
     tokenizer = read_text_tokenizer(model.folder, text, num_rows, causal=True, mask=speech_id)
-    return _of_speech(model, _prompted(model.folder), tokenizer)
+    experiment, tokenizer = _of_speech(model, _prompted(model.folder), tokenizer)
+    return _in_rows_of_one(experiment), tokenizer
 
 
 def _prompted(folder: Path) -> SpeechLM:

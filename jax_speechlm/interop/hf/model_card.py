@@ -12,6 +12,7 @@ from data_pipelines.core.paths import AnyPath, as_path
 from data_pipelines.core.tokenizer import PHONES
 from data_pipelines.storage.units import read_units
 from jax_speechlm.evaluation.report import TOO_FEW, EvaluationReport
+from jax_speechlm.frontend.whisper_mel import WhisperMel
 from jax_speechlm.inference.asr.speech_lm import SPARE_TOKENS, TOKENS_PER_SECOND
 from jax_speechlm.interop.hf import hifigan
 from jax_speechlm.interop.hf.registry import READERS, Package, audio_token, ids_in_folder
@@ -84,9 +85,9 @@ from transformers import AutoFeatureExtractor, AutoModelForSpeechSeq2Seq, AutoTo
 
 kinds = AutoFeatureExtractor, AutoTokenizer, AutoModelForSpeechSeq2Seq
 extractor, tokenizer, model = (kind.from_pretrained("FOLDER") for kind in kinds)
-# float samples in [-1, 1), of one clip; its end is filled up to a whole window of the adapter
-features = extractor(samples, sampling_rate={rate}, return_tensors="pt", pad_to_multiple_of={frames})["input_features"]
-speech = [{audio_token}] * (features.shape[1] // {window})
+# float samples in [-1, 1), of one clip{filled}
+features = extractor(samples, sampling_rate={rate}, return_tensors="pt"{options})["input_features"]
+speech = [{audio_token}] * {vectors}
 prompt = torch.tensor([[*{before}, *speech, *{behind}]])
 most = len(samples) * {per_second} // {rate} + {spare}  # tokens, as many as jax_speechlm allows
 written = model.generate(input_ids=prompt, input_features=features, max_new_tokens=most)
@@ -184,11 +185,17 @@ def _program(run: LoadedRun, auto: str) -> str:
         options = "" if auto == "AutoModel" else ", pad_to_multiple_of=1"
         return _AUDIO_MODEL.format(rate=_RATE, auto=auto, options=options, what=use)
     before, behind = run.experiment.objective.prompt_ids(run.tokenizer)
-    window, stack = run.experiment.model.adapter.frames, run.experiment.frontend.mel.stack
+    window, mel = run.experiment.model.adapter.frames, run.experiment.frontend.mel
+    filled = "; its end is filled up to a whole window of the adapter"
+    options, vectors = f", pad_to_multiple_of={window * mel.stack}", f"(features.shape[1] // {window})"
+    if isinstance(mel, WhisperMel):
+        filled, options = f" of up to {mel.window_seconds} s, which silence fills up", ""
+        vectors = str(run.experiment.model.encoder.max_frames // window)
     return _SPOKEN.format(
         rate=_RATE,
-        frames=window * stack,
-        window=window,
+        filled=filled,
+        options=options,
+        vectors=vectors,
         per_second=TOKENS_PER_SECOND,
         spare=SPARE_TOKENS,
         audio_token=audio_token(run.tokenizer),

@@ -154,6 +154,42 @@ def config_to_hugging_face(model: EncoderDecoderConfig, vocab_size: int) -> dict
     )
 
 
+_TOWER = {"model_type": "voxtral_encoder", "activation_function": "gelu", "scale_embedding": False}
+_TOWER_NAMES = {
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    "intermediate_size": "ffn_dim",
+    "hidden_size": "dim",
+    "dropout": "dropout",
+    "num_mel_bins": "input_dim",
+    "max_source_positions": "max_frames",
+}
+
+
+def tower_from_hugging_face(values: Mapping[str, Any]) -> WhisperEncoderConfig:
+    """Converts the settings of a Whisper's encoder in Voxtral; raises ValueError for other forms."""
+    values = completed(values)
+    mapping.require_fixed(values, _TOWER)
+    return WhisperEncoderConfig(**{ours: values[theirs] for theirs, ours in _TOWER_NAMES.items()})
+
+
+def tower_to_hugging_face(encoder: WhisperEncoderConfig) -> dict[str, Any]:
+    """Returns the settings of a Whisper's encoder in Voxtral."""
+    return _TOWER | {theirs: getattr(encoder, ours) for theirs, ours in _TOWER_NAMES.items()}
+
+
+def tower_sources(state_dict: StateDict, encoder: WhisperEncoderConfig) -> Params:
+    """Finds the places of the encoder's parameters among the arrays of Voxtral's tower; errors as of `sources`."""
+    arrays = {f"model.encoder.{name}": value for name, value in state_dict.items()}
+    return mapping.sources(arrays, _GROUPS["encoder"], encoder, "Whisper encoder")
+
+
+def tower_arrays(params: Params, encoder: WhisperEncoderConfig) -> dict[str, np.ndarray]:
+    """Returns the float32 arrays of Voxtral's tower."""
+    arrays = mapping.write(params, _GROUPS["encoder"], encoder)
+    return {name.removeprefix("model.encoder."): value for name, value in arrays.items()}
+
+
 EXTRACTOR = "WhisperFeatureExtractor"
 _FEATURES = {
     "feature_extractor_type": EXTRACTOR,

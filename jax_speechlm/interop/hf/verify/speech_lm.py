@@ -1,6 +1,7 @@
 """Comparisons of speech-language models: ids of the prompt, logits and answers.
 
-Voxtral's tower gets no mask, so each clip is cut to whole windows of the adapter, and compared by itself.
+Voxtral's tower gets no mask, so each clip is cut to whole windows of the adapter, and compared by itself. Whisper's
+encoder takes one window, which a clip is filled up to.
 """
 
 from collections.abc import Iterator
@@ -12,9 +13,11 @@ import transformers
 
 from jax_speechlm.decoding.lm.generate import GREEDY
 from jax_speechlm.frontend.logmel import LogMel
+from jax_speechlm.frontend.whisper_mel import WhisperMel
 from jax_speechlm.inference.asr.speech_lm import SpeechLanguageModel
 from jax_speechlm.inference.segmentation import in_batches
 from jax_speechlm.interop.hf.registry import GENERATION, audio_token
+from jax_speechlm.interop.hf.verify import speech, whisper
 from jax_speechlm.interop.hf.verify.subject import Clip, Subject, compiled, distance, outputs, within
 from jax_speechlm.interop.hf.verify.text import compare_text, decode
 from jax_speechlm.interop.hf.verify.verdict import Differs, expect_equal
@@ -28,9 +31,17 @@ def samples_of(mel: LogMel, vectors: int) -> int:
     return vectors * mel.frame_samples + mel.context_samples
 
 
+def front_end(subject: Subject) -> str:
+    """Compares the features of clips."""
+    is_whisper = isinstance(subject.run.experiment.frontend.mel, WhisperMel)
+    return (whisper.front_end if is_whisper else speech.front_end)(subject)
+
+
 def _whole_windows(subject: Subject) -> list[Clip]:
     """Returns the clips without their ends that fill no window of the adapter; short clips are left out."""
     mel, frames = subject.run.experiment.frontend.mel, subject.run.experiment.model.adapter.frames
+    if isinstance(mel, WhisperMel):
+        return subject.clips
     counts = [(clip, mel.num_frames(len(clip)) // frames * frames) for clip in subject.clips]
     clips = [clip[: samples_of(mel, vectors)] for clip, vectors in counts if vectors]
     if not clips:
@@ -61,9 +72,20 @@ def _inputs(subject: Subject) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     experiment, tokenizer = subject.run.experiment, subject.run.tokenizer
     before, behind = map(subject.to_folder_ids, experiment.objective.prompt_ids(tokenizer))
     for clip in _whole_windows(subject):
-        features = subject.whole(clip)["input_features"]
-        speech = [audio_token(tokenizer)] * (features.shape[1] // experiment.model.adapter.frames)
+        if isinstance(experiment.frontend.mel, WhisperMel):
+            features = subject.extract(clip / np.float32(32768))["input_features"].swapaxes(1, 2)
+        else:
+            features = subject.whole(clip)["input_features"]
+        model = experiment.model
+        num_vectors = int(model.adapter.num_outputs(model.encoder.num_frames(features.shape[1])))
+        speech = [audio_token(tokenizer)] * num_vectors
         yield features, np.array([[*before, *speech, *behind]], np.int64)
+
+
+def _of_folder(subject: Subject, features: np.ndarray) -> np.ndarray:
+    """Returns features as the folder's tower takes them: Whisper's has time last."""
+    is_whisper = isinstance(subject.run.experiment.frontend.mel, WhisperMel)
+    return np.ascontiguousarray(features.swapaxes(1, 2)) if is_whisper else features
 
 
 def logits(subject: Subject) -> str:
@@ -85,7 +107,7 @@ def logits(subject: Subject) -> str:
         answer = run.tokenizer.encode(subject.texts[clips % len(subject.texts)])[:_MOST_TOKENS]
         expected = compute(features, np.array([answer], np.int32))
         row = np.concatenate([prompt, np.array([subject.to_folder_ids(answer)], np.int64)], axis=1)
-        (computed,) = outputs(subject.model, {"input_ids": row, "input_features": features})
+        (computed,) = outputs(subject.model, {"input_ids": row, "input_features": _of_folder(subject, features)})
         worst = max(worst, distance(expected[..., subject.columns], computed))
         clips, positions = clips + 1, positions + expected.shape[1]
     return within(worst, f"{positions} positions of {clips} clips")
@@ -102,7 +124,8 @@ def answers(subject: Subject) -> str:
     subject.model.generation_config = transformers.GenerationConfig(**settings)
     for clip, (features, prompt) in enumerate(_inputs(subject)):
         (answer,) = answer_of[clip]
-        inputs = {"input_ids": torch.tensor(prompt), "input_features": torch.tensor(features)}
+        features = torch.tensor(_of_folder(subject, features))
+        inputs = {"input_ids": torch.tensor(prompt), "input_features": features}
         row = subject.model.generate(**inputs, max_new_tokens=answer.num_tokens)[0, prompt.shape[1] :].tolist()
         generated = decode(subject, row), not set(ends).isdisjoint(row)
         expect_equal(f"the answer to clip {clip}, and whether it ends,", generated, (answer.text, answer.ended))

@@ -67,9 +67,12 @@ COMPARISONS: dict[str, dict[str, Comparison]] = {
         "logits": whisper.logits,
         "greedy text": whisper.greedy_text,
     },
-    "VoxtralForConditionalGeneration": (
-        _SPEECH | {"ids": speech_lm.ids, "logits": speech_lm.logits, "answer": speech_lm.answers}
-    ),
+    "VoxtralForConditionalGeneration": {
+        "front end": speech_lm.front_end,
+        "ids": speech_lm.ids,
+        "logits": speech_lm.logits,
+        "answer": speech_lm.answers,
+    },
 }
 """The comparisons of each class by name, in order."""
 
