@@ -1,9 +1,11 @@
-"""What clean-up does to noisy speech: SNR, DNSMOS, PESQ and STOI before and after.
+"""What clean-up does to noisy speech: SNR, DNSMOS, PESQ and STOI before and after, and the WER of recognizers.
 
     python benchmarks/enhancement.py --speech asterisk-en --noise FOLDER --judge-python PYTHON
+    python benchmarks/enhancement.py --speech asterisk-en --noise FOLDER --run runs/whisper runs/finetune --clips 60
 
 Clips of a prepared set (test split) get noise from the audio files of a folder, one file after the other. SNR is that
 of the clean clip, high-passed as all methods begin, to what differs from it. PYTHON has speechmos, pesq and pystoi.
+WER is of greedy transcripts, with 95 % intervals over the clips.
 """
 
 import argparse
@@ -16,16 +18,17 @@ CONDITIONS = ("noisy", "none", "wiener", "subtraction", "gate")
 COLUMNS = ("snr", "overall", "signal", "background", "pesq", "stoi")
 
 
-def clips(name: str, data_dir: Path, num: int) -> list[np.ndarray]:
-    """Returns clips of 3 to 8 s."""
+def clips(name: str, data_dir: Path, num: int, shortest: float, longest: float) -> list[tuple[np.ndarray, str]]:
+    """Returns clips of so many seconds, and their transcripts."""
     from data_pipelines.audio.decode import decode_flac
     from data_pipelines.storage import index as indexes
     from data_pipelines.storage.records import RecordReader
 
     index = indexes.read_sets(data_dir, (name,), "test", 16_000)
     reader, seconds = RecordReader(index), index.num_samples / 16_000
-    rows = np.flatnonzero((seconds > 3) & (seconds < 8))
-    return [decode_flac(reader.read(int(row))[0]) for row in rows[np.linspace(0, len(rows) - 1, num).astype(int)]]
+    rows, texts = np.flatnonzero((seconds > shortest) & (seconds < longest)), index.column("text").to_pylist()
+    chosen = rows[np.unique(np.linspace(0, len(rows) - 1, num).astype(int))].tolist()
+    return [(decode_flac(reader.read(row)[0]), texts[row]) for row in chosen]
 
 
 def noisy(clip: np.ndarray, noise: np.ndarray, decibels: float) -> np.ndarray:
@@ -43,12 +46,38 @@ def judge_process(python: Path, name: str):
     return JudgeProcess([str(python), str(WORKER), name, "{}"], timeout=600)
 
 
+def print_errors(runs: list[Path], speech: list[tuple[np.ndarray, str]], noises: list[np.ndarray], snr: list[float]):
+    """Prints the WER of recognizers on the clips, with noise, and cleaned."""
+    import jax_speechlm
+    from jax_speechlm.evaluation import base, report
+    from jax_speechlm.inference.enhance import enhance_clip
+
+    models = {run.name: jax_speechlm.load(run) for run in runs}
+    print("| SNR, dB | clean-up | " + " | ".join(models) + " |\n|---:|---|" + "---:|" * len(models))
+    for decibels in (np.inf, *snr):
+        recorded = [noisy(clip, noises[n % len(noises)], decibels) for n, (clip, _) in enumerate(speech)]
+        for condition in CONDITIONS:
+            changed = [clip if condition == "noisy" else enhance_clip(clip, 16_000, condition) for clip in recorded]
+            cells = []
+            for model in models.values():
+                texts = [transcript.text for transcript in model.transcribe(changed)]
+                said = zip(texts, speech, strict=True)
+                utterances = [
+                    report.Utterance(id=str(number), reference=reference, hypothesis=text)
+                    for number, (text, (_, reference)) in enumerate(said)
+                ]
+                score = report.evaluate(utterances).wer
+                cells.append(base.percent(score.rate, score.interval))
+            print(f"| {decibels:g} | {condition} | {' | '.join(cells)} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--speech", default="asterisk-en")
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--noise", type=Path, required=True)
-    parser.add_argument("--judge-python", type=Path, required=True)
+    parser.add_argument("--judge-python", type=Path)
+    parser.add_argument("--run", type=Path, nargs="+", default=[], help="recognizers, whose WER is measured instead")
     parser.add_argument("--clips", type=int, default=10)
     parser.add_argument("--snr", type=float, nargs="+", default=[0.0, 10.0, 20.0])
     arguments = parser.parse_args()
@@ -57,10 +86,16 @@ def main() -> None:
     from data_pipelines.audio.wav import write_wav
     from jax_speechlm.inference.enhance import enhance_clip
 
-    speech = clips(arguments.speech, arguments.data_dir, arguments.clips)
+    if arguments.judge_python is None and not arguments.run:
+        parser.error("name --judge-python, or recognizers with --run")
     noises = [decode(path) for path in sorted(arguments.noise.rglob("*.flac"))]
+    limits = (0, 30) if arguments.run else (3, 8)
+    speech = clips(arguments.speech, arguments.data_dir, arguments.clips, *limits)
     # Their levels halve, so that sums do not clip.
-    speech = [clip // 2 for clip in speech]
+    speech = [(clip // 2, text) for clip, text in speech]
+    if arguments.run:
+        print_errors(arguments.run, speech, noises, arguments.snr)
+        return
 
     print("| SNR, dB | clean-up | " + " | ".join(COLUMNS) + " |\n|---:|---|" + "---:|" * len(COLUMNS))
     with tempfile.TemporaryDirectory() as folder:
@@ -68,7 +103,7 @@ def main() -> None:
         changed_path, clean_path = Path(folder) / "changed.wav", Path(folder) / "clean.wav"
         for decibels in arguments.snr:
             scores = {condition: [] for condition in CONDITIONS}
-            for number, clip in enumerate(speech):
+            for number, (clip, _) in enumerate(speech):
                 reference = enhance_clip(clip, 16_000, "none")
                 write_wav(clean_path, reference / np.float32(2**15), 16_000)
                 recorded = noisy(clip, noises[number % len(noises)], decibels)
