@@ -1,10 +1,10 @@
-"""A small WaveNet on the one voice of asterisk-en, by the likelihood of its samples; 0.13 M parameters.
+"""A small WaveNet on the one voice of asterisk-en, by the likelihood of its samples; 0.20 M parameters.
 
 jax-speechlm prepare asterisk-en
 jax-speechlm pretrain --config asterisk_tts/wavenet --run-dir runs/wavenet
 
 A quarter of a second of each utterance a step; mu-law of 256 classes. A WaveNet costs per sample what other vocoders
-cost per frame: this one is a fifth of the paper's depth.
+cost per frame, so this one is narrow.
 
 Result: not yet measured
 """
