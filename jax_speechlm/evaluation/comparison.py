@@ -18,6 +18,7 @@ from jax_speechlm.evaluation import base, resampling
 _REPORTS = (
     "report:EvaluationReport",
     "translation:TranslationReport",
+    "text_to_text:TextToTextReport",
     "classification:ClassificationReport",
     "intent:CommandReport",
     "language:LanguageReport",
@@ -27,6 +28,7 @@ _REPORTS = (
     "few_shot:FewShotReport",
     "answers:AnswerReport",
     "synthesis_report:SynthesisReport",
+    "probing:ProbeReport",
 )
 """Kinds of reports that keep their items, in `jax_speechlm.evaluation`."""
 
@@ -176,7 +178,7 @@ def compare_reports(first: Positional[Path], second: Positional[Path]) -> None:
 
     Args:
       first: a report.json of `jax-speechlm eval` (recognition, translation, classes, commands, language models, speech)
-        or of another evaluation that keeps its items (pairs, few-shot, answers, baselines).
+        or of another evaluation that keeps its items (pairs, few-shot, answers, probes).
       second: another; the difference is second minus first.
     """
     for comparison in compare(*(read_report(as_path(path)) for path in (first, second))):

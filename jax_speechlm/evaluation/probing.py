@@ -28,7 +28,7 @@ from data_pipelines.tokenizers.base import train_tokenizer
 from jax_speechlm.core.batch import Batch, frame_mask
 from jax_speechlm.core.config import Config
 from jax_speechlm.evaluation import base, ctc_probe, wer
-from jax_speechlm.evaluation.batches import speech_batches
+from jax_speechlm.evaluation.batches import item_ids, speech_batches
 from jax_speechlm.evaluation.resampling import wilson_interval
 from jax_speechlm.frontend.frontend import FrontEnd, features
 from jax_speechlm.frontend.logmel import LogMel
@@ -84,6 +84,12 @@ class ProbeReport(base.Report):
     majority: float
     unspellable: int = 0
     probes: tuple[Probe, ...]
+    items: tuple[base.Item, ...] = ()
+
+    def measures(self) -> dict[str, base.Measure]:
+        """Returns the accuracy of each probe, by utterance."""
+        names = dict.fromkeys(name for item in self.items for name in item.sums)
+        return {name: base.Measure.of_items(self.items, name) for name in names}
 
     @property
     def sources(self) -> list[str]:
@@ -226,17 +232,33 @@ def _classes(
 
     features_of = {name: over_splits(source.pooled) for name, source in sources.items()}
     features_of["log-mel"] = over_splits(functools.partial(log_mel_statistics, frontend=encoder.frontend))
-    probes = [
-        Probe(source=name, layer=layer, accuracy=correct.mean(), interval=wilson_interval(correct.mean(), len(correct)))
-        for name, layers in features_of.items()
-        for layer, correct in enumerate(fit_layers(layers, labels, folds))
-    ]
+    probes, terms = [], {}
+    for name, layers in features_of.items():
+        for layer, correct in enumerate(fit_layers(layers, labels, folds)):
+            accuracy = correct.mean()
+            interval = wilson_interval(accuracy, len(correct))
+            probes.append(Probe(source=name, layer=layer, accuracy=accuracy, interval=interval))
+            terms[f"{name}, layer {layer}"] = np.stack([correct, np.ones(len(correct))], axis=1)
+    tested = np.concatenate([test for _, test in folds])
+    ids = [f"{split.parts[0].split} {name}" for split in splits for name in item_ids(split)]
     return ProbeReport(
         target=target,
         classes=len(np.unique(labels)),
         utterances=sum(len(test) for _, test in folds),
         majority=majority_accuracy(labels, folds),
         probes=tuple(probes),
+        items=_items([ids[row] for row in tested], labels[tested].tolist(), column("speaker")[tested].tolist(), terms),
+    )
+
+
+def _items(
+    ids: Sequence[str], references: Sequence[str], speakers: Sequence[str], terms: Mapping[str, np.ndarray]
+) -> tuple[base.Item, ...]:
+    """Returns what a report keeps of its utterances, from the terms [utterances, 2] of each probe's accuracy."""
+    rows = {name: values.tolist() for name, values in terms.items()}
+    return tuple(
+        base.Item(id=name, reference=reference, speaker=speaker, sums={probe: rows[probe][row] for probe in rows})
+        for row, (name, reference, speaker) in enumerate(zip(ids, references, speakers, strict=True))
     )
 
 
@@ -266,7 +288,7 @@ def _characters(
     if isinstance(encoder.frontend.mel, Waveform):  # frames every 20 ms, about as far apart as of published encoders
         stacked = FrontEnd(mel=LogMel()), 1
     layers_of["log-mel"] = functools.partial(_features, *stacked), {}
-    probes = []
+    probes, terms = [], {}
     for name, layers in layers_of.items():
         batches = open_batches(train, plan, tokenizer, num_steps=steps)
         batches = iter(track(batches, name, steps, console=Console(stderr=True), transient=True))
@@ -277,6 +299,10 @@ def _characters(
             bounds = wer.bootstrap(counts)
             interval = bounds and (1 - bounds[1], 1 - bounds[0])
             probes.append(Probe(source=name, layer=layer, accuracy=1 - wer.rate(counts), interval=interval))
+            right = counts[:, 3] - counts[:, :3].sum(1)
+            terms[f"{name}, layer {layer}"] = np.stack([right, counts[:, 3]], axis=1)
+    ids, speakers = item_ids(test), test.column("speaker").to_pylist()
+    columns = ([values[row] for row in spoken] for values in (ids, references, speakers))
     return ProbeReport(
         target=CHARACTERS,
         classes=tokenizer.vocab_size - 1,
@@ -284,6 +310,7 @@ def _characters(
         majority=0.0,
         unspellable=int(np.count_nonzero(frames < lengths)),
         probes=tuple(probes),
+        items=_items(*columns, terms),
     )
 
 

@@ -14,6 +14,7 @@ from jax_speechlm.inference.embed import SpeechEncoder
 from jax_speechlm.inference.segmentation import in_batches
 from tests.data_pipelines.prepared import write_prepared
 from tests.evaluation.runs import write_run
+from tests.inference.test_encoder import check_measures
 from tests.trained_tones import random_text, speak, trained_run
 from tests.training import tiny
 
@@ -93,6 +94,7 @@ def test_characters_of_a_run(tmp_path, capsys):
         assert each["interval"] is None  # of eight utterances
         assert each["accuracy"] <= 1
     assert (report["classes"], report["utterances"]) == (4, 8)
+    check_measures(tmp_path / "out" / "report.json", {key: each["accuracy"] for key, each in found.items()})
     printed = capsys.readouterr()
     assert "less the character error rate" in " ".join(printed.out.split())  # a caption is wrapped
     assert "training leaves out" in printed.err

@@ -12,6 +12,7 @@ from data_pipelines.audio.decode import AudioError
 from data_pipelines.tokenizers.base import CharTokenizer
 from jax_speechlm import cli
 from jax_speechlm.core.exit_status import USER_ERROR
+from jax_speechlm.evaluation.comparison import compare, read_report
 from jax_speechlm.evaluation.probing import fit_layers
 from jax_speechlm.frontend.frontend import FrontEnd, features
 from jax_speechlm.frontend.logmel import LogMel
@@ -136,6 +137,17 @@ def test_a_probe_finds_what_a_layer_tells_and_nothing_in_noise():
     assert sure > 0.98
 
 
+def check_measures(path, accuracies):
+    """The items of a report have the accuracies of its probes, and are compared in pairs."""
+    measures = read_report(path).measures()
+    names = {f"{source}, layer {layer}": value for (source, layer), value in accuracies.items()}
+    assert measures.keys() == names.keys()
+    for name, accuracy in names.items():
+        right, count = measures[name].terms.sum(0)
+        np.testing.assert_allclose(right / count, accuracy)
+    assert {each.difference for each in compare(read_report(path), read_report(path))} == {0.0}
+
+
 def test_probes_of_a_run_on_loud_and_quiet_clips(workplace, capsys):
     """Normalised features do not tell how loud a clip is; the log-mel statistics do."""
     texts = ["loud", "quiet"]
@@ -150,6 +162,7 @@ def test_probes_of_a_run_on_loud_and_quiet_clips(workplace, capsys):
     assert probes["log-mel", 0] == 1
     assert (report["classes"], report["utterances"], report["majority"]) == (2, 8, 0.5)
     assert "<svg" in (folder / "report.html").read_text()
+    check_measures(folder / "report.json", probes)
     assert "most frequent class" in capsys.readouterr().out
     assert cli.main(["probe", str(workplace / "run"), *options, "--leave-out=text"]) == USER_ERROR
     assert "has 1 classes to learn from" in capsys.readouterr().err

@@ -16,6 +16,7 @@ from data_pipelines.storage.tokens import open_tokens
 from data_pipelines.text.cleaning import Cleaning
 from jax_speechlm import cli
 from jax_speechlm.decoding.lm.generate import Beam, Sampling
+from jax_speechlm.evaluation.comparison import compare, read_report
 from jax_speechlm.inference.lm.text_to_text import TextToTextModel
 from jax_speechlm.models.attention_decoder import AttentionDecoderConfig
 from jax_speechlm.models.text_encoder_decoder import TextEncoderDecoderConfig
@@ -118,6 +119,8 @@ def test_a_run_is_evaluated_and_answers(folder, capsys):
     assert [each.reference for each in report.utterances] == targets
     assert report.exact == np.mean([each.reference == each.hypothesis for each in report.utterances])
     assert set(report.measures()) == {"BLEU", "chrF", "exact"}
+    (path,) = (folder / "run" / "eval").glob("*/report.json")
+    assert [each.metric for each in compare(report, read_report(path))] == ["BLEU", "chrF", "exact"]
     capsys.readouterr()
     (answers,) = jax_speechlm.load(folder / "run").generate(["reverse abcd"], Sampling(temperature=0), max_tokens=9)
     assert cli.main(["generate", str(folder / "run"), "reverse abcd", "--max-tokens", "9"]) == 0

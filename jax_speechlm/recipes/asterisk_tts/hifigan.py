@@ -2,7 +2,7 @@
 
 jax-speechlm prepare asterisk-en
 jax-speechlm pretrain --config asterisk_tts/hifigan --run-dir runs/hifigan
-jax-speechlm eval runs/hifigan --sets asterisk-en --judges.whisper whisper-tiny.en --judges.judge-python judges/bin/python
+jax-speechlm eval runs/hifigan --sets asterisk-en
 
 A second of each utterance a step. Discriminators are added as in `asterisk_tts/vocos_gan`.
 
