@@ -115,7 +115,8 @@ class LabelEfficiency:
         if start != "random":
             groups = ("encoder", "head") if start == "whisper" else None
             recipe = recipe.replace(init_from=(InitFrom(checkpoint=str(self.runs / start), groups=groups),))
-        train_to_end(self._ours(recipe, sets=(self._subset(amount).name,), dev_sets=(TARGET,)), run)
+        sets = {"sets": (self._subset(amount).name,), "dev_sets": (TARGET,), "max_dropped": 1.0}  # few have transcripts
+        train_to_end(self._ours(recipe, **sets), run)
         evaluate_run(run, (TARGET,), data_dir=self.data_dir, out=run / "eval")
 
     def _ours(self, experiment: Experiment, **data: Any) -> Experiment:
