@@ -3,6 +3,7 @@
 import runpy
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -66,3 +67,15 @@ def test_recognizers_differ_by_their_start_and_minutes(monkeypatch, tmp_path):
             assert random.num_steps == 5
             assert random.seed == 1
     assert runs["whisper"].data.sets == ("whisper-asterisk-en", "whisper-queen-en")
+
+
+def test_the_figure_of_label_efficiency_has_every_run():
+    row = {"2": [(90.0, 60.0), (88.0, 57.0)], "20": [(50.0, 20.0), (52.0, 23.0)]}
+    errors = {"random": row, "joint": row}
+    draw = runpy.run_path(str(SCRIPTS.parent / "docs" / "draw_label_efficiency.py"))["draw"]
+    drawing = ElementTree.fromstring(draw(errors))
+    names = [each.tag.rpartition("}")[2] for each in drawing]
+    assert names.count("polyline") == 2
+    assert names.count("circle") == 4
+    texts = [each.text for each in drawing if each.tag.endswith("text")]
+    assert {"2", "20", "60", "random parameters", "BEST-RQ and masked text"} <= set(texts)
