@@ -26,7 +26,7 @@ def trained(monkeypatch, tmp_path, name, make_tasks):
     for run, task in tasks.items():
         if run not in ("tokens", "subsets", "transcripts"):
             task.finish(tmp_path / run)
-    assert sorted(measured) == sorted(run for run in experiments if run[-1].isdigit())  # each voice or recognizer
+    assert sorted(set(measured)) == sorted(run for run in experiments if run[-1].isdigit())  # each voice or recognizer
     for run, task in tasks.items():  # what a run starts from is finished before
         used = [start.checkpoint for start in getattr(experiments.get(run), "init_from", ())]
         assert {Path(checkpoint).name for checkpoint in used} <= set(task.needs)
@@ -67,6 +67,19 @@ def test_recognizers_differ_by_their_start_and_minutes(monkeypatch, tmp_path):
             assert random.num_steps == 5
             assert random.seed == 1
     assert runs["whisper"].data.sets == ("whisper-asterisk-en", "whisper-queen-en")
+
+
+def test_text_to_text_models_differ_by_their_start(monkeypatch, tmp_path):
+    def tasks(script, runs):
+        return script["TextTasks"](runs, Path("data")).tasks((0, 1))
+
+    runs = trained(monkeypatch, tmp_path, "text_tasks.py", tasks)
+    for seed in (0, 1):
+        own, random = runs[f"spans-{seed}"], runs[f"random-{seed}"]
+        assert own.replace(init_from=()) == random
+        assert own.init_from
+        assert random.seed == seed
+        assert random.model == runs["spans"].model
 
 
 def test_the_figure_of_label_efficiency_has_every_run():
