@@ -1,9 +1,9 @@
-"""Transformer over tokens: causal (Qwen3, Llama, GPT-2) or bidirectional (ModernBERT, BERT, RoBERTa, DistilBERT).
+"""Transformer over tokens: causal (Qwen3, Qwen2, Llama, GPT-2) or bidirectional (ModernBERT, BERT, RoBERTa and others).
 
 A block is norm, attention with grouped keys and values, norm and feed-forward, both residual. With the same weights the
-model computes the same numbers as Hugging Face's `Qwen3ForCausalLM`, `LlamaForCausalLM`, `GPT2LMHeadModel`,
-`ModernBertForMaskedLM`, `BertForMaskedLM`, `RobertaForMaskedLM` and `DistilBertForMaskedLM`, and their encoders alone
-(`jax_speechlm.interop.hf.transformer` converts the weights).
+model computes the same numbers as Hugging Face's `Qwen3ForCausalLM`, `Qwen2ForCausalLM`, `LlamaForCausalLM`,
+`GPT2LMHeadModel`, `ModernBertForMaskedLM`, `BertForMaskedLM`, `RobertaForMaskedLM` and `DistilBertForMaskedLM`, and
+their encoders alone (`jax_speechlm.interop.hf.transformer` converts the weights).
 """
 
 from collections.abc import Callable
@@ -36,11 +36,12 @@ class Attention(nnx.Module):
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         dim, heads, groups, head_dim = config.dim, config.num_heads, config.num_kv_heads, config.head_dim
         into, out_of = ("embed", "heads", "head_dim"), ("heads", "head_dim", "embed")
-        linear = partial(Linear, bias=config.bias, rngs=rngs)
+        linear = partial(Linear, bias=config.bias or config.qkv_bias, rngs=rngs)
         self.query = linear((dim,), (heads, head_dim), into)
         self.key = linear((dim,), (groups, head_dim), into)
         self.value = linear((dim,), (groups, head_dim), into)
-        self.out = linear((heads, head_dim), (dim,), out_of, gain=_residual_gain(config))
+        gain = _residual_gain(config)
+        self.out = Linear((heads, head_dim), (dim,), out_of, bias=config.bias, gain=gain, rngs=rngs)
         norm = partial(RMSNorm, head_dim, axis="head_dim", epsilon=config.norm_epsilon, rngs=rngs)
         self.query_norm = norm() if config.query_key_norm else None
         self.key_norm = norm() if config.query_key_norm else None

@@ -71,6 +71,7 @@ _DECODER = {
     "norm": "rms",
     "norm_placement": "pre",
     "bias": False,
+    "qkv_bias": False,
     "feedforward": "swiglu",
     "head": "linear",
 }
@@ -79,12 +80,14 @@ _ENCODER = {
     "norm": "layer",
     "norm_placement": "pre_embedding",
     "bias": False,
+    "qkv_bias": False,
     "feedforward": "geglu",
     "query_key_norm": False,
     "head": "transform",
 }
 FORMS: dict[str, dict[str, Any]] = {
     "qwen3": _DECODER | {"query_key_norm": True},
+    "qwen2": _DECODER | {"query_key_norm": False, "qkv_bias": True},
     "llama": _DECODER | {"query_key_norm": False},
     "gpt2": _DECODER | {"norm": "layer", "bias": True, "feedforward": "gelu_tanh", "query_key_norm": False},
     "modernbert": _ENCODER,
@@ -110,7 +113,7 @@ combination of their values."""
 class TransformerConfig(Config):
     """The shape of a transformer. The defaults are a small causal model in Qwen3's form.
 
-    `qwen3`, `llama`, `gpt2`, `modernbert` and `bert` return configs in the form of these families.
+    `qwen3`, `qwen2`, `llama`, `gpt2`, `modernbert` and `bert` return configs in the form of these families.
 
     Attributes:
       dim: width of the residual stream.
@@ -124,6 +127,7 @@ class TransformerConfig(Config):
       norm_epsilon: added to the variance by the norms.
       norm_placement: where the norms act (see `NormPlacement`).
       bias: whether linear maps have a bias, and LayerNorms an offset.
+      qkv_bias: whether the maps to queries, keys and values have one where others have none, as in Qwen2.
       feedforward: activation and gate of the feed-forward (see `FeedForwardKind`).
       query_key_norm: whether each head's queries and keys pass an RMSNorm, with its own scale, before rotation.
       head: map from hidden states to logits (see `HeadKind`).
@@ -153,6 +157,7 @@ class TransformerConfig(Config):
     norm_epsilon: pydantic.PositiveFloat = 1e-6
     norm_placement: NormPlacement = "pre"
     bias: bool = False
+    qkv_bias: bool = False
     feedforward: FeedForwardKind = "swiglu"
     query_key_norm: bool = True
     head: HeadKind = "linear"
@@ -173,6 +178,11 @@ class TransformerConfig(Config):
     def qwen3(cls, **settings: Any) -> "TransformerConfig":
         """Returns a config in Qwen3's form: causal, RMSNorm (on queries and keys too), SwiGLU."""
         return cls(**FORMS["qwen3"] | settings)
+
+    @classmethod
+    def qwen2(cls, **settings: Any) -> "TransformerConfig":
+        """Returns a config in Qwen2's form: Llama's with biases of queries, keys and values."""
+        return cls(**FORMS["qwen2"] | settings)
 
     @classmethod
     def llama(cls, **settings: Any) -> "TransformerConfig":
@@ -227,6 +237,8 @@ class TransformerConfig(Config):
             )
         if self.global_layers and max(self.global_layers) >= self.num_layers:
             raise ValueError(f"global_layers {self.global_layers} must be below num_layers ({self.num_layers})")
+        if self.bias and self.qkv_bias:
+            raise ValueError("qkv_bias is for models whose other linear maps have no bias: set it, or bias, to False")
         if self.attention == "cudnn" and self.dtype != "bfloat16":
             raise ValueError("attention='cudnn' computes in bfloat16 only: set dtype='bfloat16', or attention='auto'")
         return self

@@ -1,11 +1,11 @@
-"""Makes transformer.npz: small randomly initialised models of seven kinds, their inputs, hidden states and logits.
+"""Makes transformer.npz: small randomly initialised models of eight kinds, their inputs, hidden states and logits.
 
     python tests/golden/make_transformer.py        (needs torch and transformers; see the [parity] extra)
 
 Rows are whole, padded on the right and padded on the left, and longer than the windows. Qwen3 has grouped keys, a head
-width that is not dim / heads, a tied head and two layers with a window of four; Llama an untied head; the others look
-both ways: ModernBERT with a window in four layers of six, BERT, RoBERTa and DistilBERT with learnt positions. GPT-2 has
-these too, and an inner width that is no multiple of its outer one.
+width that is not dim / heads, a tied head and two layers with a window of four; Qwen2 has one such layer, Llama an
+untied head. The others look both ways: ModernBERT with a window in four layers of six, BERT, RoBERTa and DistilBERT
+with learnt positions. GPT-2 has these too, and an inner width that is no multiple of its outer one.
 """
 
 import json
@@ -34,6 +34,14 @@ SETTINGS = {
         "sliding_window": 5,
         "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
         "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0},
+    },
+    "qwen2": COMMON | {
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+        "use_sliding_window": True,
+        "sliding_window": 5,
+        "max_window_layers": 1,
     },
     "llama": COMMON | {"num_hidden_layers": 2, "num_key_value_heads": 1, "tie_word_embeddings": False},
     "modernbert": COMMON | {
@@ -86,7 +94,7 @@ def random_model(model_type: str, **changes):
 
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(model_type, **SETTINGS[model_type] | changes)
-    is_causal = model_type in ("qwen3", "llama", "gpt2")
+    is_causal = model_type in ("qwen3", "qwen2", "llama", "gpt2")
     auto = transformers.AutoModelForCausalLM if is_causal else transformers.AutoModelForMaskedLM
     model = auto.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():

@@ -20,7 +20,7 @@ from tests.interop.tiny_runs import tiny_run
 
 READERS = {
     **dict.fromkeys(
-        ("llama", "qwen3", "modernbert", "bert", "roberta", "xlm-roberta", "distilbert", "gpt2", "mistral"),
+        ("llama", "qwen3", "qwen2", "modernbert", "bert", "roberta", "xlm-roberta", "distilbert", "gpt2", "mistral"),
         transformer.config_from_hugging_face,
     ),
     **dict.fromkeys(wav2vec2.FAMILIES, wav2vec2.config_from_hugging_face),

@@ -15,12 +15,13 @@ from jax_speechlm.models.transformer_config import LearnedPositions, Transformer
 from jax_speechlm.nn import functional
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "transformer.npz")
-KINDS = ("qwen3", "llama", "modernbert", "bert", "roberta", "distilbert", "gpt2")
-ENCODERS = KINDS[2:6]
+KINDS = ("qwen3", "qwen2", "llama", "modernbert", "bert", "roberta", "distilbert", "gpt2")
+ENCODERS = KINDS[3:7]
 SMALL = {"dim": 8, "num_layers": 3, "num_heads": 2, "ffn_dim": 12}
 BERT = TransformerConfig.bert(**SMALL, num_kv_heads=2, head_dim=4, positions=LearnedPositions(size=9, token_types=2))
 CONFIGS = {
     "qwen3": TransformerConfig.qwen3(**SMALL, num_kv_heads=1, head_dim=6, window=3, rope_theta=1e6),
+    "qwen2": TransformerConfig.qwen2(**SMALL, num_kv_heads=1, head_dim=4),
     "llama": TransformerConfig.llama(**SMALL, num_kv_heads=1, head_dim=4, tied=False),
     "modernbert": TransformerConfig.modernbert(
         **SMALL, num_kv_heads=2, head_dim=4, window=4, global_every=2, local_rope_theta=100.0

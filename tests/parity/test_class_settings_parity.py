@@ -20,6 +20,7 @@ CLASSES = {
     "llama": "LlamaConfig",
     "mistral": "MistralConfig",
     "qwen3": "Qwen3Config",
+    "qwen2": "Qwen2Config",
     "modernbert": "ModernBertConfig",
     "bert": "BertConfig",
     "roberta": "RobertaConfig",
@@ -66,7 +67,7 @@ def test_every_default_is_that_of_the_class():
 
 
 def test_every_default_of_rotary_positions_is_that_of_the_class():
-    for model_type in ("llama", "qwen3"):
+    for model_type in ("llama", "qwen3", "qwen2"):
         assert getattr(transformers, CLASSES[model_type]).default_theta == DEFAULTS[model_type]["rope_theta"]
     both = {name: DEFAULTS["modernbert"][f"{name}_rope_theta"] for name in ("global", "local")}
     assert transformers.ModernBertConfig.default_theta == both

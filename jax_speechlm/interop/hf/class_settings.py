@@ -61,6 +61,11 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 32_768, "use_sliding_window": False, "sliding_window": 4096,
         "max_window_layers": 28, "layer_types": None,
     },
+    "qwen2": _CAUSAL | {
+        "vocab_size": 151_936, "intermediate_size": 22_016, "num_key_value_heads": 32, "head_dim": None,
+        "max_position_embeddings": 32_768, "use_sliding_window": False, "sliding_window": 4096,
+        "max_window_layers": 28, "layer_types": None,
+    },
     "modernbert": {
         "vocab_size": 50_368, "hidden_size": 768, "intermediate_size": 1152, "num_hidden_layers": 22,
         "num_attention_heads": 12, "hidden_activation": "gelu", "max_position_embeddings": 8192, "norm_eps": 1e-5,

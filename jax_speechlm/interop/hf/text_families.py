@@ -36,6 +36,7 @@ LANGUAGE_MODELS = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
     "gpt2": "GPT2LMHeadModel",
 } | {model_type: f"{name}ForMaskedLM" for model_type, name in _ENCODERS.items()}
 CLASSIFIERS = {model_type: f"{name}ForSequenceClassification" for model_type, name in _ENCODERS.items()}
@@ -117,6 +118,10 @@ _CAUSAL_ROWS = [Row(path, f"{causal}.weight", layout) for path, layout, causal, 
 _QUERY_KEY_NORM = [
     Row("layers.attention.query_norm.scale", "layers.{}.self_attn.q_norm.weight", SAME),
     Row("layers.attention.key_norm.scale", "layers.{}.self_attn.k_norm.weight", SAME),
+]
+_QKV_BIAS = [
+    Row(f"layers.attention.{path}.bias", f"layers.{{}}.self_attn.{path[0]}_proj.bias", HEADS_BIAS)
+    for path in ("query", "key", "value")
 ]
 _MODERNBERT_ROWS = [Row(path, both_ways, layout) for path, layout, _, both_ways in _ROWS]
 _MODERNBERT_HEAD = [
@@ -247,7 +252,7 @@ def _bare_rows(config: TransformerConfig, model_type: str) -> list[Row]:
         return [_MODERNBERT_ROWS[0], first_norm, *_MODERNBERT_ROWS[2:]]
     if model_type == "gpt2":
         return _GPT2_ROWS
-    return _CAUSAL_ROWS + (_QUERY_KEY_NORM if model_type == "qwen3" else [])
+    return _CAUSAL_ROWS + {"qwen3": _QUERY_KEY_NORM, "qwen2": _QKV_BIAS}.get(model_type, [])
 
 
 def _learnt_rows(config: TransformerConfig, model_type: str) -> list[Row]:

@@ -34,6 +34,7 @@ _ABSOLUTE = {"position_embedding_type": "absolute", "is_decoder": False, "add_cr
 _FIXED = {
     "llama": {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False},
     "qwen3": {"hidden_act": "silu", "attention_bias": False},
+    "qwen2": {"hidden_act": "silu"},
     "gpt2": {
         "scale_attn_weights": True,
         "scale_attn_by_inverse_layer_idx": False,
@@ -58,6 +59,7 @@ _FORM = FORMS | dict.fromkeys(("roberta", "distilbert"), FORMS["bert"])  # the s
 _NEVER = {
     "llama": ("positions", "global_every", "local_rope_theta"),
     "qwen3": ("positions", "local_rope_theta"),
+    "qwen2": ("positions", "local_rope_theta"),
     "gpt2": ("window",),
     "modernbert": ("positions", "rope_scaling"),
     **dict.fromkeys(families.LEARNT, ("window",)),
@@ -132,7 +134,8 @@ def family_of(config: TransformerConfig) -> str:
     """Returns the `model_type` that has the form of a config; a ValueError names a setting that none has."""
     learnt = config.positions
     if config.causal:
-        family = "gpt2" if learnt is not None else "qwen3" if config.query_key_norm else "llama"
+        rotary = "qwen3" if config.query_key_norm else "qwen2" if config.qkv_bias else "llama"
+        family = rotary if learnt is None else "gpt2"
     elif learnt is None:
         family = "modernbert"
     else:
@@ -203,7 +206,7 @@ def _feedforward(values: Mapping[str, Any], family: str) -> str:
 def _heads(settings: Mapping[str, Any], values: Mapping[str, Any], family: str) -> dict[str, Any]:
     heads = settings["num_heads"]
     width = settings["dim"] // heads
-    if family in ("llama", "qwen3"):
+    if family in ("llama", "qwen3", "qwen2"):
         if values["head_dim"] is None and family == "qwen3":
             raise ValueError("config.json: head_dim=None is not possible in Qwen3: remove it to have the class's 128")
         return {"num_kv_heads": values["num_key_value_heads"] or heads, "head_dim": values["head_dim"] or width}
