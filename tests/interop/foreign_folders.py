@@ -38,6 +38,7 @@ from tests.interop.tiny_runs import BERT, FORMER, OLD_BERT, QWEN, SPEECH_FRONT_E
 
 TEXTS = ["in the beginning was the word", "the cat sat on the mat, naïvely", "\n  two  lines\n"]
 LLAMA = QWEN.replace(query_key_norm=False, tied=False)
+QWEN2 = QWEN.replace(query_key_norm=False, qkv_bias=True)
 UNUSED = 5  # rows of the table that no token names
 
 
@@ -45,6 +46,7 @@ BERT_SPECIAL = {"bos": "[CLS]", "cls": "[CLS]", "eos": "[SEP]", "sep": "[SEP]", 
 SPECIAL = {
     "llama": {"bos": "<|begin_of_text|>", "eos": "<|end_of_text|>"},
     "qwen3": {"eos": "<|endoftext|>", "pad": "<|endoftext|>"},
+    "qwen2": {"eos": "<|endoftext|>", "pad": "<|endoftext|>"},
     "gpt2": {"bos": "<|endoftext|>", "eos": "<|endoftext|>"},
     **dict.fromkeys(("modernbert", "bert", "roberta", "xlm-roberta", "distilbert"), BERT_SPECIAL),
 }
@@ -125,7 +127,7 @@ def write_text_model(
     Returns:
       Its state dict.
     """
-    named = {"llama": LLAMA, "qwen3": QWEN, "modernbert": BERT, "gpt2": GPT2}
+    named = {"llama": LLAMA, "qwen3": QWEN, "qwen2": QWEN2, "modernbert": BERT, "gpt2": GPT2}
     config, architecture = named.get(kind, OLD_BERT), architecture or families.LANGUAGE_MODELS[kind]
     tokenizer = byte_level(*dict.fromkeys(special.values()))
     if encloses and kind != "gpt2":

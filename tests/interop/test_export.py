@@ -170,6 +170,8 @@ def test_models_without_a_class_in_transformers_are_refused():
             package(altered(listener, model=form.replace(adapter=adapter)))
     with pytest.raises(ExportError, match="of a fast_conformer no Voxtral"):
         package(altered(listener, model=form.replace(encoder=FAST)))
+    with pytest.raises(ExportError, match="as Qwen's own tokenizer does"):
+        package(altered(qwen, model=qwen.experiment.model.replace(query_key_norm=False, qkv_bias=True)))
     with pytest.raises(ExportError, match="norm='rms' only"):
         package(altered(listener, model=form.replace(transformer=form.transformer.replace(norm="layer"))))
     with pytest.raises(ExportError, match="no class classifies by what follows"):

@@ -144,7 +144,6 @@ RUNS = {
         "Wav2Vec2BertForXVector",
     ),
     "qwen3": (CausalLM(), QWEN, TEXT, "Qwen3ForCausalLM"),
-    "qwen2": (CausalLM(), QWEN.replace(query_key_norm=False, qkv_bias=True), TEXT, "Qwen2ForCausalLM"),
     "llama": (CausalLM(), QWEN.replace(query_key_norm=False, tied=False), TEXT, "LlamaForCausalLM"),
     "window": (CausalLM(), QWEN.replace(window=5, global_every=2), TEXT, "Qwen3ForCausalLM"),
     "span_corruption": (SpanCorruption(sentinels=5), QWEN, TEXT, "Qwen3ForCausalLM"),

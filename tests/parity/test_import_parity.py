@@ -45,6 +45,7 @@ def write(folder, kind, **changes):
         "llama": {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"},
         "voxtral": {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"},
         "qwen3": {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
+        "qwen2": {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
         "modernbert": BERT,
         "text classes": BERT,
         "bert": BERT | {"unk_token": "[UNK]"},
@@ -52,7 +53,10 @@ def write(folder, kind, **changes):
         | {"pad_token": "<pad>", "mask_token": "<mask>"},
     }[kind]
     made = word_pieces(TEXTS, special) if kind == "bert" else byte_level(*dict.fromkeys(special.values()))
-    if kind != "qwen3":
+    if kind == "qwen2":  # its class splits texts in its own way, whatever the file says
+        own = transformers.Qwen2Tokenizer().backend_tokenizer
+        made.pre_tokenizer, made.normalizer = own.pre_tokenizer, own.normalizer
+    if kind not in ("qwen3", "qwen2"):
         names = [special.get(f"{name}_token") for name in ("cls", "bos", "sep")]
         enclose(made, names[0] or names[1], names[2])
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=made, **special)
@@ -70,6 +74,9 @@ def write(folder, kind, **changes):
                 **common, **{"num_key_value_heads": 1, "head_dim": 8, "tie_word_embeddings": True} | changes
             )
         ),
+        "qwen2": lambda: transformers.Qwen2ForCausalLM(
+            transformers.Qwen2Config(**common, num_key_value_heads=1, tie_word_embeddings=True)
+        ),
         "modernbert": lambda: transformers.ModernBertForMaskedLM(
             transformers.ModernBertConfig(**common, local_attention=8, initializer_cutoff_factor=3.0)
         ),
@@ -83,7 +90,7 @@ def write(folder, kind, **changes):
             transformers.RobertaConfig(**common | {"max_position_embeddings": len(tokenizer) + 96})
         ),
     }[kind]()
-    if kind in ("voxtral", "llama", "qwen3"):  # how its texts were to be drawn, which is none of ours
+    if kind in ("voxtral", "llama", "qwen3", "qwen2"):  # how its texts were to be drawn, which is none of ours
         model.generation_config = transformers.GenerationConfig(do_sample=True, repetition_penalty=1.3)
     model.save_pretrained(folder, max_shard_size="20KB")
     tokenizer.save_pretrained(folder)
@@ -147,7 +154,9 @@ def write_recognizer(folder, **changes):
     transformers.Wav2Vec2BertProcessor(extractor, tokenizer).save_pretrained(folder)
 
 
-@pytest.mark.parametrize("kind", ["ctc", "llama", "qwen3", "modernbert", "bert", "roberta", "text classes", "voxtral"])
+@pytest.mark.parametrize(
+    "kind", ["ctc", "llama", "qwen3", "qwen2", "modernbert", "bert", "roberta", "text classes", "voxtral"]
+)
 def test_what_transformers_saves_becomes_a_run_and_a_folder_again(tmp_path, kind):
     write(tmp_path / "theirs", kind)
     verdict = import_run(tmp_path / "theirs", tmp_path / "run", text=("the cat sat",))
@@ -157,7 +166,7 @@ def test_what_transformers_saves_becomes_a_run_and_a_folder_again(tmp_path, kind
     assert {"checkpoint", "parameters", "opens", "ids", "logits"} <= names
     assert ("front end" in names and "greedy text" in names) if kind == "ctc" else True
     assert ("answer" in names) == (kind == "voxtral")
-    assert ("continuation" in names) == (kind in ("llama", "qwen3"))
+    assert ("continuation" in names) == (kind in ("llama", "qwen3", "qwen2"))
     again = LoadedRun.read(tmp_path / "run")
     assert not write_checked(again, tmp_path / "again").failed
     if kind == "voxtral":

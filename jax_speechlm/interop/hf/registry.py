@@ -287,6 +287,11 @@ def _transformer_settings(
             raise ExportError("it has sentinels or units in addition to the ids of the model that it was started from")
         config = positions | transformer.config_to_hugging_face(model, tokenizer.places.num_rows)
         return config | tokenizer.special, tokenizer.files
+    if model.causal and model.qkv_bias:
+        raise ExportError(
+            "transformers splits the texts of a Qwen2 as Qwen's own tokenizer does, whatever a folder says: with a "
+            "tokenizer of your own train in Llama's or Qwen3's form (model.qkv_bias False)"
+        )
     ends = dict.fromkeys(("bos_token_id", "eos_token_id"), vocabulary.boundary) | {"pad_token_id": PADDING}
     config = positions | transformer.config_to_hugging_face(model, vocabulary.size)
     if config["pad_token_id"] != PADDING:
