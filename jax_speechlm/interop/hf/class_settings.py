@@ -61,8 +61,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 32_768, "use_sliding_window": False, "sliding_window": 4096,
         "max_window_layers": 28, "layer_types": None,
     },
-    "qwen2": _CAUSAL | {
-        "vocab_size": 151_936, "intermediate_size": 22_016, "num_key_value_heads": 32, "head_dim": None,
+    "qwen2": {name: value for name, value in _CAUSAL.items() if name != "attention_bias"} | {
+        "vocab_size": 151_936, "intermediate_size": 22_016, "num_key_value_heads": 32,
         "max_position_embeddings": 32_768, "use_sliding_window": False, "sliding_window": 4096,
         "max_window_layers": 28, "layer_types": None,
     },

@@ -207,9 +207,10 @@ def _heads(settings: Mapping[str, Any], values: Mapping[str, Any], family: str) 
     heads = settings["num_heads"]
     width = settings["dim"] // heads
     if family in ("llama", "qwen3", "qwen2"):
-        if values["head_dim"] is None and family == "qwen3":
+        head_dim = values.get("head_dim")  # which Qwen2's class has not, and its attention takes from a file
+        if head_dim is None and family == "qwen3":
             raise ValueError("config.json: head_dim=None is not possible in Qwen3: remove it to have the class's 128")
-        return {"num_kv_heads": values["num_key_value_heads"] or heads, "head_dim": values["head_dim"] or width}
+        return {"num_kv_heads": values["num_key_value_heads"] or heads, "head_dim": head_dim or width}
     if family == "modernbert" and values.get("head_dim") not in (None, width):  # of its rotary angles alone
         raise ValueError(f"config.json: head_dim={values['head_dim']} is not hidden_size over num_attention_heads")
     return {"num_kv_heads": heads, "head_dim": width}
