@@ -9,10 +9,10 @@ jax-speechlm finetune --config asterisk_tts/fastspeech2_lm --from runs/lm --data
 
 The LM's 1.8 M parameters come from text alone. For LoRA add `--model.text-lm.lora.rank 8`.
 
-Measured in the size of `demo/voice` by scripts/voice_pretraining.py, two seeds, which differ more than the LM does; no
-LM has 103.6 %.
+Measured in the size of `demo/voice` by scripts/voice_pretraining.py, three seeds, which differ more than the LM does;
+no LM has 94.7 %.
 
-Result: asterisk-en test by Griffin-Lim, 600 steps: WER 134.6 %
+Result: asterisk-en test by Griffin-Lim, 600 steps: WER 130.1 %
 """
 
 from jax_speechlm.models.tts.fastspeech2 import FastSpeech2Config, TextLM

@@ -9,10 +9,10 @@ jax-speechlm finetune --config asterisk_tts/languages --from runs/voices --init-
 Does speech of other voices in other languages help where one voice has 20 minutes? The second run is compared with
 `asterisk_tts/fastspeech2`, which has the same number of steps from random parameters.
 
-Measured in the size of `demo/voice` by scripts/voice_pretraining.py, two seeds: no better than as many steps on the one
-voice (39.4 %).
+Measured in the size of `demo/voice` by scripts/voice_pretraining.py, three seeds: no better than as many steps on the
+one voice (39.9 %).
 
-Result: asterisk-en test by Griffin-Lim, 600 steps after 600 on five: WER 41.8 %
+Result: asterisk-en test by Griffin-Lim, 600 steps after 600 on five: WER 42.3 %
 """
 
 from jax_speechlm.recipes.asterisk_tts import fastspeech2
