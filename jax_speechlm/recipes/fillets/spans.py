@@ -2,9 +2,10 @@
 
 jax-speechlm pretrain --config fillets/spans --data.tokenizer runs/text_tasks/tokens/tokenizer
 
-`scripts/text_tasks.py` prepares the sets and the tokenizer, and runs it.
+`scripts/text_tasks.py` prepares the sets and the tokenizer, and runs it. 2.06 M parameters, 6.1 M tokens, seed 0; one
+CPU core beside other work: 17 minutes.
 
-Result: not measured apart from `fillets/text_to_text`
+Result: dev 32.4 % of the tokens in gaps right, loss 4.198
 """
 
 from jax_speechlm.models.attention_decoder import AttentionDecoderConfig

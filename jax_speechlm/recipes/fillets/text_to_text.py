@@ -3,9 +3,10 @@
 jax-speechlm finetune --config fillets/text_to_text --data.tokenizer runs/text_tasks/tokens/tokenizer \\
   --from runs/text_tasks/spans
 
-`scripts/text_tasks.py` prepares the sets, and compares it with a start from random parameters.
+`scripts/text_tasks.py` prepares the sets, and compares it with a start from random parameters, which is better in
+docs/results.md. 2.03 M parameters, 6.1 M tokens, seed 0; one CPU core beside other work: half an hour.
 
-Result: not measured
+Result: test BLEU 1.7 from Czech, 2.0 from Dutch; languages 94.8 % right; from random parameters 2.0, 2.3 and 96.9 %
 """
 
 from jax_speechlm.objectives.lm.text_to_text import TextToText
