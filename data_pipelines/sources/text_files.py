@@ -134,6 +134,8 @@ def _document(row: Any, path: Path, location: str, given_ids: set[str]) -> Docum
         if not row["text"].isascii():
             check_storable("text", row["text"].replace("\0", ""))  # cleaning removes control characters
         fields = {key: storable(key, row[key]) for key in _OPTIONAL if row.get(key) is not None}
+        if "target" in fields:
+            fields["target"] = fields["target"].replace("\0", "").strip()
         if "split" in fields and not _SPLIT_NAME.fullmatch(fields["split"]):
             raise ValueError(f'"split" must be letters, digits and underscores, found {fields["split"]!r}')
         fields |= {"split": usual_split(fields["split"])} if "split" in fields else {}

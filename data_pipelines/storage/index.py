@@ -96,6 +96,12 @@ class Part:
         """Whether documents may have a target."""
         return "target" in pq.read_schema(self.index_path).names
 
+    def written(self) -> Iterator[str]:
+        """Yields the texts of all rows, then their targets."""
+        yield from self.texts()
+        if self.has_targets:
+            yield from filter(None, self.texts("target"))
+
     def _require(self, name: str) -> None:
         if name not in (known := pq.read_schema(self.index_path).names):
             later = ". Sets that were prepared by earlier versions lack it: prepare again with --force"

@@ -17,7 +17,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from data_pipelines.core.errors import disk_full_as_data_error
+from data_pipelines.core.errors import DataError, disk_full_as_data_error
 from data_pipelines.core.files import replacing
 from data_pipelines.core.grouping import group_by_size
 from data_pipelines.core.tokenizer import Tokenizer
@@ -74,33 +74,40 @@ class TokenStore:
         return cls(np.concatenate([store.lengths for store in stores]), first_row, ids, ends)
 
 
-def open_tokens(index: Index, tokenizer: Tokenizer, *, num_threads: int | None = None) -> TokenStore:
+def open_tokens(
+    index: Index, tokenizer: Tokenizer, *, targets: bool = False, num_threads: int | None = None
+) -> TokenStore:
     """Opens the tokens of an index; encodes its texts unless they are encoded already.
-
-    A document with a target is its text, the id after the tokenizer's last (`Vocabulary.boundary`), and its target.
 
     New files are kept next to the index, or in this process only if that folder cannot be written.
 
     Args:
+      targets: whether a document with a target is its text, the id after the tokenizer's last (`Vocabulary.boundary`),
+        and its target; otherwise it is its text.
       num_threads: for encoding; default: one per core. A character tokenizer uses one.
 
     Raises:
-      DataError: the disk is full.
+      DataError: the disk is full, or no document has a target.
     """
+    if targets and not any(part.has_targets and any(part.texts("target")) for part in index.parts):
+        raise DataError(
+            f'{", ".join(map(str, index.parts))}: no document has a target; prepare JSON lines with "text" and "target"'
+        )
     num_threads = num_threads or os.cpu_count() or 1
     boundary = tokenizer.vocab_size
     dtype = np.dtype(np.uint16 if boundary < 2**16 else np.uint32)
 
     def encode(part: Part) -> Iterator[list[int]]:
-        targets = part.texts("target") if part.has_targets else itertools.repeat("")
+        answers_of = part.texts("target") if targets and part.has_targets else itertools.repeat("")
         for texts in group_by_size(part.texts(), len, _CHUNK_CHARACTERS):
-            asked = list(itertools.islice(targets, len(texts)))
+            asked = list(itertools.islice(answers_of, len(texts)))
             both = tokenizer.encode_batch([*texts, *filter(None, asked)], num_threads)
             answers = iter(both[len(texts) :])
             for ids, target in zip(both, asked, strict=False):
                 yield [*ids, boundary, *next(answers)] if target else ids
 
-    return open_documents(index, tokenizer.fingerprint, dtype, encode)
+    name = tokenizer.fingerprint + "-targets" * targets
+    return open_documents(index, name, dtype, encode)
 
 
 def open_documents(

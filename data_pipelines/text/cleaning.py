@@ -62,7 +62,8 @@ class Cleaning:
           without one.
         length: drops documents outside `min_characters` to `max_characters`.
         exact: drops copies of earlier documents.
-        near: drops documents that share `similarity` of their five-word shingles with an earlier one.
+        near: drops documents that share `similarity` of their five-word shingles with an earlier one; keeps those
+          with a target.
         sentences: makes every sentence a document; refuses documents with a target.
         personal: replaces addresses and numbers that identify persons, by `text.personal_data.scrub`.
         spoken: converts lines to their spoken form: lower case, numbers in words, no punctuation; drops lines with a
@@ -113,7 +114,7 @@ def clean(
             "exact": _filter_exact,
             "near": functools.partial(_filter_near, workers, cleaning.similarity),
             "sentences": _split_sentences,
-            "personal": functools.partial(rewrite, scrub, "empty"),
+            "personal": functools.partial(_scrub, workers),
             "spoken": functools.partial(_speak, workers),
             "punctuation": functools.partial(rewrite, strip_punctuation, "nothing but punctuation"),
             "stop_words": functools.partial(rewrite, strip_stop_words, "nothing but stop words"),
@@ -136,6 +137,15 @@ def _rewrite(
     """Applies `function(text, language)`; a document with an empty result is dropped for `reason`."""
     for item, text in workers.map(function, items):
         yield _with_text(item, text, reason) if isinstance(item, Document) else item
+
+
+def _scrub(workers: Workers, items: Items) -> Iterator[Document | Dropped]:
+    """Scrubs texts and targets."""
+    for item, text in workers.map(scrub, items):
+        if isinstance(item, Document):
+            target = scrub(item.target, item.language) if item.target else ""
+            item = _with_text(dataclasses.replace(item, target=target), text, "empty")
+        yield item
 
 
 def _with_text(document: Document, text: str, reason: str) -> Document | Dropped:
@@ -214,7 +224,7 @@ def _filter_exact(items: Items) -> Iterator[Document | Dropped]:
 def _filter_near(workers: Workers, similarity: float, items: Items) -> Iterator[Document | Dropped]:
     seen = NearDuplicates(similarity)
     for item, minima in workers.map(signature, items):
-        if isinstance(item, Document) and not seen.is_new(minima):
+        if isinstance(item, Document) and not item.target and not seen.is_new(minima):
             item = Dropped(item.id, "nearly an earlier document")
         yield item
 

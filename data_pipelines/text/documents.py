@@ -13,7 +13,8 @@ class Document:
     Attributes:
       id: unique within the set; identifies the origin of the text.
       text: paragraphs and verses are lines; blank lines separate larger pieces.
-      target: what a model is to answer to the text; '' if it has none. Steps of cleaning leave it as it is.
+      target: what a model is to answer to the text; '' if it has none. Of the steps of cleaning only
+        `personal` changes it.
       language: two-letter code, or '' if the source does not state it.
       source: part of the set that it belongs to, such as "bible"; sources are reported separately.
       label: a class, for classification; '' if it has none.

@@ -35,9 +35,10 @@ def train_tokenizer(
     """
     rows = index.read_sets(data_dir, sets, "train")
     if kind in base.COUNTED:
-        texts = [text for part in rows.parts for text in part.texts()]
+        texts = [text for part in rows.parts for text in part.written()]
         tokenizer = base.train_tokenizer(texts, kind, None, out, language=language, min_count=min_count)
     else:
         texts = index.sample_texts(rows, max_characters)
+        texts += [target for part in rows.parts if part.has_targets for target in part.texts("target") if target]
         tokenizer = base.train_tokenizer(texts, kind, vocab_size, out, byte_fallback=byte_fallback)
     print(f"{out}: {tokenizer.kind} tokenizer with {tokenizer.vocab_size} ids from {len(texts)} of {len(rows)} texts")

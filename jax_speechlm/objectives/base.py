@@ -73,6 +73,11 @@ class ObjectiveConfig(Config):
         """Whether the texts are speech units, of the k-means `data.units`, instead of an index column."""
         return False
 
+    @property
+    def reads_targets(self) -> bool:
+        """Whether documents are texts with their targets, instead of texts alone."""
+        return False
+
     def build(self, model: Config, frontend: FrontEnd | None, tokenizer: Tokenizer | None) -> "Objective":
         """Builds the objective for a model.
 

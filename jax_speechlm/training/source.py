@@ -286,7 +286,8 @@ class TextSource(_PlannedSource):
         data = experiment.data
         train, dev = read_indexes(experiment)
         tokenizer = tokenizer or _tokenizer(data.tokenizer, train)
-        tokens = token_store.open_tokens(train, tokenizer)
+        targets = experiment.objective.reads_targets
+        tokens = token_store.open_tokens(train, tokenizer, targets=targets)
         labels = _read(experiment, ("label",), train, dev)
         shape = {"context": data.context, "sequences_per_batch": data.sequences_per_batch}
         shape["is_packed"] = data.packed and labels[0] is None
@@ -294,7 +295,7 @@ class TextSource(_PlannedSource):
         plan = packing.make_text_plan(
             tokens.lengths, seed=experiment.seed, **(mixture if data.weights else {}), **shape
         )
-        dev_tokens = token_store.open_tokens(dev, tokenizer) if dev is not None else None
+        dev_tokens = token_store.open_tokens(dev, tokenizer, targets=targets) if dev is not None else None
         dev_plan = packing.make_text_eval_plan(dev_tokens.lengths, **shape) if dev is not None else None
         return cls(tokens, dev_tokens, plan, dev_plan, tokenizer, labels)
 
@@ -493,6 +494,6 @@ def _unit_texts(index: indexes.Index | None, units: str) -> UnitTexts | None:
 
 def _tokenizer(path: str | None, *train: indexes.Index) -> Tokenizer:
     if path is None:
-        texts = (text for index in train for part in index.parts for text in part.texts())
+        texts = (text for index in train for part in index.parts for text in part.written())
         return base.train_tokenizer(texts, "char")
     return read_tokenizer(path)

@@ -66,7 +66,7 @@ def take_over(
             "set --data.units to the folder of the former, or take over the encoder alone"
         )
     shared = None
-    if takes_transformer and run.tokenizer and tokenizer:
+    if (takes_transformer or takes_decoder) and run.tokenizer and tokenizer:
         saved, own = _vocabulary(run.experiment.objective, run.tokenizer), _vocabulary(objective, tokenizer)
         if saved.num_units and own.num_units and run.units != units:
             raise CheckpointError(

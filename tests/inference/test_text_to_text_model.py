@@ -13,10 +13,14 @@ from data_pipelines.core.errors import DataError
 from data_pipelines.prepare.job import prepare
 from data_pipelines.storage import index as indexes
 from data_pipelines.storage.tokens import open_tokens
-from data_pipelines.text.cleaning import Cleaning
+from data_pipelines.text.cleaning import Cleaning, clean
+from data_pipelines.text.documents import Document
+from data_pipelines.text.personal_data import scrub
 from jax_speechlm import cli
 from jax_speechlm.decoding.lm.generate import Beam, Sampling
 from jax_speechlm.evaluation.comparison import compare, read_report
+from jax_speechlm.evaluation.report import Utterance
+from jax_speechlm.evaluation.text_to_text import _exact
 from jax_speechlm.inference.lm.text_to_text import TextToTextModel
 from jax_speechlm.models.attention_decoder import AttentionDecoderConfig
 from jax_speechlm.models.text_encoder_decoder import TextEncoderDecoderConfig
@@ -95,6 +99,8 @@ def folder(tmp_path_factory):
     path = folder / "words.jsonl"
     path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     prepare("words", text=(str(path),), cleaning=Cleaning(steps=("unicode", "exact")), data_dir=folder)
+    (folder / "plain.jsonl").write_text('{"text": "no target", "split": "test"}\n')
+    prepare("plain", text=(str(folder / "plain.jsonl"),), cleaning=Cleaning(steps=("unicode",)), data_dir=folder)
     data = Text(sets=("words",), data_dir=str(folder), context=24, tokens_per_batch=24 * 8)
     settings = {name: getattr(tiny.experiment(), name) for name in ("optimizer", "num_steps", "mesh")}
     train(Experiment(data=data, objective=TextToText(), model=CONFIG, **settings), folder / "run")
@@ -103,12 +109,33 @@ def folder(tmp_path_factory):
 
 def test_documents_with_targets_are_two_texts(folder):
     index = indexes.read_sets(folder, ("words",), "train")
-    tokens = open_tokens(index, TOKENIZER)
+    tokens = open_tokens(index, TOKENIZER, targets=True)
     rows = zip(index.column("text").to_pylist(), index.column("target").to_pylist(), strict=True)
     for row, (text, target) in enumerate(rows):
         ids = tokens.read(row, 0, int(tokens.lengths[row])).tolist()
         between = [TOKENIZER.vocab_size, *TOKENIZER.encode(target)] if target else []
         assert ids == [*TOKENIZER.encode(text), *between]
+
+
+def test_only_text_to_text_reads_targets(folder):
+    index = indexes.read_sets(folder, ("words",), "train")
+    tokens = open_tokens(index, TOKENIZER)
+    assert tokens.read(0, 0, 99).tolist() == TOKENIZER.encode(index.column("text")[0].as_py())
+    with pytest.raises(DataError, match="no document has a target"):
+        open_tokens(indexes.read_sets(folder, ("plain",), "test"), TOKENIZER, targets=True)
+
+
+def test_near_copies_with_targets_are_kept_and_targets_scrubbed():
+    documents = [Document(str(n), "write to ann@example.com today", target=f"bob@example.com {n}") for n in range(2)]
+    kept = list(clean(documents, Cleaning(steps=("near", "personal"))))
+    assert [each.target for each in kept] == [f"{scrub('bob@example.com', '')} {n}" for n in range(2)]
+    assert not any("@" in each.text + each.target for each in kept)
+
+
+@pytest.mark.parametrize(("hypothesis", "is_exact"), [("Two cats", 1), ("two cats!", 1), ("two dogs", 0)])
+def test_an_answer_is_exact_as_normalised(hypothesis, is_exact):
+    utterance = Utterance(id="a", reference="two cats", hypothesis=hypothesis)
+    assert _exact([utterance], "basic").tolist() == [[is_exact, 1]]
 
 
 def test_a_run_is_evaluated_and_answers(folder, capsys):
@@ -128,9 +155,6 @@ def test_a_run_is_evaluated_and_answers(folder, capsys):
 
 
 def test_what_cannot_be_done_is_refused(folder, capsys):
-    path = folder / "plain.jsonl"
-    path.write_text('{"text": "no target", "split": "test"}\n')
-    prepare("plain", text=(str(path),), cleaning=Cleaning(steps=("unicode",)), data_dir=folder)
     assert cli.main(["eval", str(folder / "run"), "--sets", "plain", "--data-dir", str(folder)]) != 0
     assert 'no document has a target; prepare JSON lines with "text" and "target"' in capsys.readouterr().err
     with pytest.raises(DataError, match="leave the step out"):

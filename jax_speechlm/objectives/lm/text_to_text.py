@@ -31,6 +31,10 @@ class TextToText(ObjectiveConfig):
 
     kind: Literal["text_to_text"] = "text_to_text"
 
+    @property
+    def reads_targets(self) -> bool:
+        return True
+
     def build(self, model: Config, frontend: FrontEnd | None, tokenizer: Tokenizer | None) -> Objective:
         """Builds the objective. The loss is a mean over the tokens of the targets and the boundary after each; other
         documents do not count. Metrics: `loss`, `accuracy` (teacher-forced).
