@@ -52,7 +52,7 @@ def print_errors(runs: list[Path], speech: list[tuple[np.ndarray, str]], noises:
     from jax_speechlm.evaluation import base, report
     from jax_speechlm.inference.enhance import enhance_clip
 
-    models = {run.name: jax_speechlm.load(run) for run in runs}
+    models = {str(run): jax_speechlm.load(run) for run in runs}
     print("| SNR, dB | clean-up | " + " | ".join(models) + " |\n|---:|---|" + "---:|" * len(models))
     for decibels in (np.inf, *snr):
         recorded = [noisy(clip, noises[n % len(noises)], decibels) for n, (clip, _) in enumerate(speech)]

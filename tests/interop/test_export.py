@@ -11,6 +11,7 @@ from jax_speechlm import cli
 from jax_speechlm.core.exit_status import USER_ERROR
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.synthesis_mel import SynthesisMel
+from jax_speechlm.frontend.whisper_mel import WhisperMel
 from jax_speechlm.interop import folders
 from jax_speechlm.interop.folders import ExportError, FailedCheck
 from jax_speechlm.interop.hf import export, registry, speech_forms, wav2vec2_bert, weights
@@ -168,6 +169,11 @@ def test_models_without_a_class_in_transformers_are_refused():
     for adapter in (Stacking(frames=4, hidden_dim=32), Stacking(frames=2, hidden_dim=32, bias=False), QFormer(dim=16)):
         with pytest.raises(ExportError, match=r"has the adapter .*frames=4, hidden_dim=32, bias=False"):
             package(altered(listener, model=form.replace(adapter=adapter)))
+    windowed = tiny_run("speech_lm of windows")
+    for run, seconds in ((listener, 2), (tiny_run("ctc"), 2), (windowed, 1)):
+        wrong = FrontEnd(mel=WhisperMel(num_mel_bins=20, window_seconds=seconds))
+        with pytest.raises(ExportError, match=r"variant='whisper' has no|takes windows of all its 100 frames"):
+            package(altered(run, frontend=wrong))
     with pytest.raises(ExportError, match="of a fast_conformer no Voxtral"):
         package(altered(listener, model=form.replace(encoder=FAST)))
     with pytest.raises(ExportError, match="as Qwen's own tokenizer does"):

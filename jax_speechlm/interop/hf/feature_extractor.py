@@ -13,7 +13,6 @@ from jax_speechlm.frontend.cepstra import Cepstra
 from jax_speechlm.frontend.frontend import AnyMel
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.frontend.waveform import Waveform
-from jax_speechlm.frontend.whisper_mel import WhisperMel
 from jax_speechlm.interop.folders import ExportError
 from jax_speechlm.interop.hf import hifigan, nemotron, parakeet, wav2vec2, whisper
 from jax_speechlm.interop.hf.class_settings import FEATURES
@@ -26,10 +25,13 @@ outputs of the model do not depend on it, but the speech recognition pipeline de
 """
 
 
-def front_end_to_hugging_face(mel: LogMel | Cepstra | WhisperMel) -> dict[str, Any]:
+def front_end_to_hugging_face(mel: AnyMel) -> dict[str, Any]:
     """Returns the settings of a `preprocessor_config.json`; an `ExportError` names a setting that it does not have."""
-    if isinstance(mel, WhisperMel):
-        return whisper.features_to_hugging_face(mel)
+    if not isinstance(mel, LogMel | Cepstra):
+        raise ExportError(
+            f"frontend.mel.variant={mel.variant!r} has no counterpart in Hugging Face's SeamlessM4TFeatureExtractor, "
+            "which the classes of this encoder take: a model trained on Kaldi's log-mel can be exported"
+        )
     stands = {
         f"frontend.mel.variant={mel.variant!r}": mel.variant != "kaldi",
         f"frontend.mel.taper={mel.taper!r}": mel.taper not in (None, "povey"),
