@@ -126,7 +126,7 @@ class LabelEfficiency:
 
 
 def _spoken(text: str) -> str:
-    """Returns a transcript as the prepared sets are written; "" leaves out what nobody would say so."""
+    """Returns a transcript as the prepared sets are written; "" if it has no spoken form."""
     try:
         return normalise(text, "en")
     except ValueError:

@@ -60,7 +60,6 @@ from jax_speechlm.models.tts.fastspeech2 import FastSpeech2Config
 from jax_speechlm.models.tts.text import boundary_id, num_ids
 from jax_speechlm.models.vocoders.hifigan import HifiGanConfig
 from jax_speechlm.models.wav2vec2 import Wav2Vec2EncoderConfig
-from jax_speechlm.models.whisper import WhisperEncoderConfig
 from jax_speechlm.nn.functional import Params
 from jax_speechlm.nn.lora import merge
 from jax_speechlm.recipes.experiment import Experiment
@@ -244,16 +243,7 @@ def _speech_lm_settings(experiment: Experiment, tokenizer: Tokenizer) -> Setting
     model, vocabulary = experiment.model, vocabulary_of(experiment, tokenizer)
     text, files = _transformer_settings(model.transformer, vocabulary, _MOST_VECTORS, tokenizer)
     config = voxtral.config_to_hugging_face(model, text, audio_token(tokenizer))
-    mel = experiment.frontend.mel
-    if isinstance(model.encoder, WhisperEncoderConfig):
-        front_end = whisper.features_to_hugging_face(mel)
-        if model.encoder.num_frames(mel.num_frames(1)) != model.encoder.max_frames:
-            raise ExportError(
-                f"Voxtral's encoder takes windows of all its {model.encoder.max_frames} frames, and "
-                f"frontend.mel.window_seconds is {mel.window_seconds}: train with windows of that length"
-            )
-    else:
-        front_end = feature_extractor.front_end_to_hugging_face(mel)
+    front_end = voxtral.front_end_to_hugging_face(experiment.frontend.mel, model.encoder)
     objective = experiment.objective
     prompt = {"task": objective.task} | objective.prompts.of(objective.task).model_dump(mode="json")
     never = ids_in_folder(tokenizer, np.flatnonzero(~vocabulary.may_follow()))

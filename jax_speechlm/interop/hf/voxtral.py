@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from jax_speechlm.core.config import Config
+from jax_speechlm.frontend.frontend import AnyMel
 from jax_speechlm.interop.folders import ExportError
-from jax_speechlm.interop.hf import mapping, transformer, wav2vec2_bert, whisper
+from jax_speechlm.interop.hf import feature_extractor, mapping, transformer, wav2vec2_bert, whisper
 from jax_speechlm.interop.hf.class_settings import completed
 from jax_speechlm.interop.hf.mapping import StateDict, linear
 from jax_speechlm.models.adapter import Stacking
@@ -66,6 +68,19 @@ def config_to_hugging_face(model: SpeechLMConfig, text: Mapping[str, Any], audio
     # The file holds the vocabulary map in any case: the class does not tie it.
     settings = {"architectures": [ARCHITECTURE], "audio_token_id": audio_token, "tie_word_embeddings": False}
     return _FIXED | settings | {_ACTIVATION: activation} | dict(zip(_PARTS, parts, strict=True))
+
+
+def front_end_to_hugging_face(mel: AnyMel, encoder: Config) -> dict[str, Any]:
+    """Returns the settings of the tower's feature extractor; an `ExportError` names a setting that it does not have."""
+    if not isinstance(encoder, WhisperEncoderConfig):
+        return feature_extractor.front_end_to_hugging_face(mel)
+    values = whisper.features_to_hugging_face(mel)
+    if encoder.num_frames(mel.num_frames(1)) != encoder.max_frames:
+        raise ExportError(
+            f"Voxtral's encoder takes windows of all its {encoder.max_frames} frames, and frontend.mel.window_seconds "
+            f"is {mel.window_seconds}: train with windows of that length"
+        )
+    return values
 
 
 def config_from_hugging_face(values: Mapping[str, Any]) -> SpeechLMConfig:
